@@ -1,0 +1,3 @@
+module libreceivewal
+
+go 1.26

@@ -1,0 +1,439 @@
+/*
+ * receivewal.h: receive PostgreSQL's write-ahead log over a connection that the program already holds.
+ *
+ * A host has connected to PostgreSQL with "replication=true" and authenticated. It hands the connection's
+ * socket to libreceivewal, which drives the streaming replication protocol on it
+ * (https://www.postgresql.org/docs/current/protocol-replication.html), writes WAL segments into a directory as
+ * pg_receivewal does, and gives the connection back, idle and usable.
+ *
+ *     receivewal *rw;
+ *     receivewal_connection c = RECEIVEWAL_CONNECTION_INIT;
+ *     receivewal_options o = RECEIVEWAL_OPTIONS_INIT;
+ *     c.fd = PQsocket(conn);
+ *     o.directory = "/backup/wal";
+ *     o.slot = "backup";
+ *     if (receivewal_attach(&c, &rw) != RECEIVEWAL_OK || receivewal_receive(rw, &o) != RECEIVEWAL_OK)
+ *         fprintf(stderr, "%s\n", receivewal_errmsg(rw));
+ *     receivewal_detach(rw);
+ *
+ * Link with -lreceivewal. That library is small and holds no Go code: it loads libreceivewal-core.so.1, which lies in
+ * its own folder, on the first call that needs it, so a process that only forks children which call it starts no thread.
+ *
+ * Rules that hold for every function:
+ *
+ *   Ownership  Everything passed in is copied before the call returns; the caller may free it. Strings given out belong to
+ *              the library; each comment says how long they live. Nothing is ever printed, no environment variable is
+ *              read, and no signal handler, umask or working directory of the host is changed.
+ *   Threads    A handle is used by one thread at a time. Only receivewal_stop, receivewal_get_progress and the functions
+ *              without a handle may be called at any time from any thread. A call that clashes with one in progress
+ *              returns RECEIVEWAL_ERR_BUSY. Different handles are independent.
+ *   Callbacks  run inside receivewal_receive, receivewal_wait or receivewal_dispatch, on the thread that called it, one at
+ *              a time. Inside one, only receivewal_stop and receivewal_get_progress may be called on the same
+ *              handle; anything else returns RECEIVEWAL_ERR_BUSY.
+ *   Fork       After fork, a child of a process that has made a call which needs the core gets
+ *              RECEIVEWAL_ERR_FORKED from each of them at once. A child of a process that has not may use the library freely.
+ *   Units      LSNs are byte positions in the WAL. Times are in milliseconds, points in time in microseconds since
+ *              1970-01-01 00:00:00 UTC; sizes are in bytes.
+ *   Structs    that the caller fills, or that the library fills for the caller, begin with their size. Initialise them with
+ *              their INIT macro. A program compiled with an older, smaller struct keeps working; one compiled with a newer,
+ *              larger struct is refused with RECEIVEWAL_ERR_SIZE if it uses a field that this library does not know.
+ *
+ * BSD-3-Clause. See LICENSE.
+ */
+#ifndef RECEIVEWAL_H
+#define RECEIVEWAL_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* The version of this header. receivewal_version() gives the version of the library that runs. */
+#define RECEIVEWAL_VERSION "0.1.0"
+#define RECEIVEWAL_VERSION_NUM 100 /* major * 10000 + minor * 100 + patch */
+
+/* ------------------------------------------------------------------------------------------------ types */
+
+/* A handle: one connection that the library has been lent. It is not a pointer to memory: a stale or foreign one is
+ * recognised and refused, never followed. NULL is never valid. */
+typedef struct receivewal receivewal;
+
+/* A position in the WAL, in bytes. PostgreSQL prints it as two hexadecimal numbers, "16/B374D848". 0 is no position. */
+typedef uint64_t receivewal_lsn;
+
+/* What a call returns. The numbers never change; new ones may be added. The comment says what the host should do. */
+typedef enum receivewal_status
+{
+    RECEIVEWAL_OK = 0,      /* done: for a receive, end_lsn was reached */
+    RECEIVEWAL_PENDING = 1, /* receivewal_wait: still running when the time was up */
+
+    /* The call was wrong. Nothing was done; mend the program. */
+    RECEIVEWAL_ERR_INVALID = 10, /* an argument or option is NULL, out of range or unknown */
+    RECEIVEWAL_ERR_SIZE = 11,    /* a struct's size is impossible, or its unknown tail is not zero */
+    RECEIVEWAL_ERR_HANDLE = 12,  /* not a handle of this library */
+    RECEIVEWAL_ERR_CLOSED = 13,  /* the handle was detached before */
+    RECEIVEWAL_ERR_BUSY = 14,    /* another call is in progress on this handle, or there is none to wait for */
+
+    /* The library cannot run in this process. */
+    RECEIVEWAL_ERR_FORKED = 20, /* the parent had used the library before it forked; exec, or fork earlier */
+    RECEIVEWAL_ERR_CORE = 21,   /* libreceivewal-core.so.1 is missing, or of another version; mend the installation */
+    RECEIVEWAL_ERR_LIMIT = 22,  /* out of memory, descriptors or handles */
+
+    /* The connection cannot be used. Connect anew, or mend what is named, and attach again. */
+    RECEIVEWAL_ERR_BAD_FD = 30,        /* the descriptor is not open */
+    RECEIVEWAL_ERR_NOT_SOCKET = 31,    /* the descriptor is not a stream socket */
+    RECEIVEWAL_ERR_NOT_CONNECTED = 32, /* the socket has no peer */
+    RECEIVEWAL_ERR_ENCRYPTED = 33,     /* the peer speaks TLS on this descriptor */
+    RECEIVEWAL_ERR_CONNECTION = 34,    /* the connection was lost, or the server shut down: reconnect and call again */
+    RECEIVEWAL_ERR_PROTOCOL = 35,      /* the peer sent what the protocol does not allow */
+
+    /* The server refused. receivewal_sqlstate() tells why in its own terms. */
+    RECEIVEWAL_ERR_SERVER = 40,      /* an error with an SQLSTATE that none of the following names */
+    RECEIVEWAL_ERR_WAL_REMOVED = 41, /* the WAL asked for is no longer on the server: a new base backup is needed */
+    RECEIVEWAL_ERR_NO_SLOT = 42,     /* the replication slot does not exist, or is not a physical one */
+    RECEIVEWAL_ERR_SLOT_BUSY = 43,   /* the replication slot is in use by another process */
+    RECEIVEWAL_ERR_SLOT_EXISTS = 44, /* the replication slot exists already */
+    RECEIVEWAL_ERR_UNSUPPORTED = 45, /* the server is too old for this, or the connection is not for physical replication */
+
+    /* The directory cannot be used or written. What was reported flushed is safe; call again once mended. */
+    RECEIVEWAL_ERR_NO_DIRECTORY = 50, /* it does not exist, or is not a directory */
+    RECEIVEWAL_ERR_PERMISSION = 51,   /* it, or a file in it, may not be read or written */
+    RECEIVEWAL_ERR_LOCKED = 52,       /* another receiver is writing to it */
+    RECEIVEWAL_ERR_DISK_FULL = 53,    /* no space, quota or file size left */
+    RECEIVEWAL_ERR_IO = 54,           /* reading, writing or syncing failed */
+
+    /* The WAL does not belong here. Nothing of it was kept; a person has to look. */
+    RECEIVEWAL_ERR_GAP = 60,      /* the server's data does not continue where the last ended */
+    RECEIVEWAL_ERR_FOREIGN = 61,  /* the WAL, or the directory's, is of another cluster or has another segment size */
+    RECEIVEWAL_ERR_TIMELINE = 62, /* the timeline is not in the server's history */
+
+    RECEIVEWAL_ERR_STOPPED = 70, /* receivewal_stop, or a callback, ended it: cleanly, everything written is flushed */
+
+    RECEIVEWAL_ERR_INTERNAL = 90 /* a defect of this library; detach and report it */
+} receivewal_status;
+
+/* How important a log message is. */
+typedef enum receivewal_log_level
+{
+    RECEIVEWAL_LOG_DEBUG = 10,   /* what pg_receivewal prints with --verbose: positions, segments, timelines */
+    RECEIVEWAL_LOG_INFO = 20,    /* what pg_receivewal always prints, and notices of the server */
+    RECEIVEWAL_LOG_WARNING = 30, /* something is not as it should be, but receiving goes on */
+    RECEIVEWAL_LOG_ERROR = 40    /* the text of an error that ends the call */
+} receivewal_log_level;
+
+/* What a handle is doing. */
+typedef enum receivewal_state
+{
+    RECEIVEWAL_STATE_IDLE = 0,      /* no call in progress */
+    RECEIVEWAL_STATE_STARTING = 1,  /* asking the server, looking through the directory */
+    RECEIVEWAL_STATE_STREAMING = 2, /* receiving */
+    RECEIVEWAL_STATE_STOPPING = 3   /* flushing, and bringing the connection back to idle */
+} receivewal_state;
+
+/* ------------------------------------------------------------------------------------------- connection */
+
+/* A connection that the host has established with replication=true and authenticated, and that is idle.
+ * Messages of the authentication (ParameterStatus, BackendKeyData, ReadyForQuery) may still be unread on it. */
+typedef struct receivewal_connection
+{
+    size_t size;        /* sizeof(receivewal_connection) */
+    int fd;             /* the connected stream socket (TCP or Unix), unencrypted; it is duplicated, and stays the host's */
+    int server_version; /* as PQserverVersion gives it, 150018 for 15.18; 0: not known */
+} receivewal_connection;
+#define RECEIVEWAL_CONNECTION_INIT { sizeof(receivewal_connection), -1, 0 }
+
+/*
+ * Lends a connection to the library. No byte is sent or received by this call.
+ *
+ * The descriptor is duplicated and its flags stay as they are (blocking or not: both work). Until receivewal_detach, the host
+ * must not read from it or write to it.
+ *
+ * Returns RECEIVEWAL_OK and a handle in *rw; else *rw is NULL, and receivewal_errmsg(NULL) has the text:
+ *   INVALID (connection or rw is NULL), SIZE, BAD_FD, NOT_SOCKET, NOT_CONNECTED, FORKED, CORE, LIMIT.
+ */
+receivewal_status receivewal_attach(const receivewal_connection *connection, receivewal **rw);
+
+/*
+ * Gives the connection back and ends the handle. If the last call ended with OK, STOPPED, one of the SERVER errors
+ * (40 to 45), or an error before anything was sent, the connection is idle and the host may send its next command on it
+ * (receivewal_connection_usable tells). Otherwise the host should close it.
+ *
+ * Returns OK; BUSY while a call is in progress (stop it first); HANDLE, CLOSED, FORKED. On BUSY the handle stays valid.
+ */
+receivewal_status receivewal_detach(receivewal *rw);
+
+/*
+ * Whether the connection is idle in ReadyForQuery, so that the host may go on using it: 1 or 0.
+ * 0 too where the handle is not valid, or a call is in progress.
+ */
+int receivewal_connection_usable(receivewal *rw);
+
+/* --------------------------------------------------------------------------------------------- progress */
+
+#define RECEIVEWAL_NAME_MAX 64 /* room for a segment's file name with every suffix and a NUL */
+
+/* Where a receive is. Also kept after it has ended, until the next one begins. */
+typedef struct receivewal_progress
+{
+    size_t size;                       /* sizeof(receivewal_progress), set by the caller */
+    receivewal_state state;
+    uint32_t timeline;                 /* of the data being received; 0: not started yet */
+    receivewal_lsn start_lsn;          /* where this receive began */
+    receivewal_lsn written_lsn;        /* end of what has been written to a file */
+    receivewal_lsn flushed_lsn;        /* end of what is durable: it survives a power cut */
+    receivewal_lsn server_lsn;         /* the server's end of WAL, as it said last */
+    uint64_t bytes;                    /* WAL bytes received since the start */
+    uint64_t segments;                 /* segments completed since the start */
+    int64_t server_time;               /* the server's clock in its last message, microseconds; 0: none yet */
+    int64_t received_time;             /* our clock at that moment, microseconds; 0: none yet */
+    char segment[RECEIVEWAL_NAME_MAX]; /* file name of the segment being written, without ".partial" */
+} receivewal_progress;
+#define RECEIVEWAL_PROGRESS_INIT { sizeof(receivewal_progress), RECEIVEWAL_STATE_IDLE, 0, 0, 0, 0, 0, 0, 0, 0, 0, { 0 } }
+
+/* Fills *progress. Any thread, at any time. Returns OK, INVALID, SIZE, HANDLE, CLOSED, FORKED. */
+receivewal_status receivewal_get_progress(receivewal *rw, receivewal_progress *progress);
+
+/* ----------------------------------------------------------------------------------------------- events */
+
+/* A segment, as events tell of it. Everything in it is valid only during the callback. */
+typedef struct receivewal_segment
+{
+    size_t size;             /* of this struct, set by the library */
+    const char *name;        /* file name within the directory: "0000000100000000000000A7", or with ".partial" while open */
+    receivewal_lsn lsn;      /* its first byte */
+    receivewal_lsn end_lsn;  /* the byte after its last: lsn + segment_size */
+    uint32_t timeline;
+    uint32_t segment_size;   /* bytes */
+} receivewal_segment;
+
+/* A step to the next timeline, after a promotion. Valid only during the callback. */
+typedef struct receivewal_timeline_switch
+{
+    size_t size;               /* of this struct, set by the library */
+    uint32_t old_timeline;
+    uint32_t new_timeline;
+    receivewal_lsn switch_lsn; /* where the new timeline begins, as the server said */
+    receivewal_lsn start_lsn;  /* where streaming goes on: the first byte of the segment that holds switch_lsn */
+} receivewal_timeline_switch;
+
+/*
+ * What the host wants to hear of. Each may be NULL. Those that return int go on with 0; any other value stops the
+ * receive cleanly, as receivewal_stop does. A callback must return: no longjmp, no C++ exception through it.
+ */
+typedef struct receivewal_events
+{
+    void *ctx; /* passed to each; the library doesn't touch it */
+
+    /* A message for the host's log: one line, UTF-8 or the server's encoding, no newline at its end. */
+    void (*log)(void *ctx, receivewal_log_level level, const char *text);
+
+    /* A segment's .partial is visible in the directory and being filled. */
+    int (*segment_opened)(void *ctx, const receivewal_segment *segment);
+
+    /* A segment is complete, durable and has its final name. In order, each exactly once. */
+    int (*segment_completed)(void *ctx, const receivewal_segment *segment);
+
+    /* The server's timeline ended and the next one's history file is in the directory. */
+    int (*timeline_switched)(void *ctx, const receivewal_timeline_switch *timeline_switch);
+
+    /* At most once per progress_interval, only when something has changed. */
+    int (*progress)(void *ctx, const receivewal_progress *progress);
+
+    void (*reserved[8])(void); /* must be NULL */
+} receivewal_events;
+
+/* ---------------------------------------------------------------------------------------------- options */
+
+/* How to receive. Zero or NULL is the default wherever nothing else is said. */
+typedef struct receivewal_options
+{
+    size_t size;               /* sizeof(receivewal_options) */
+    const char *directory;     /* where segments are written; it must exist. Locked (flock) while a receive runs */
+    const char *slot;          /* a physical replication slot that exists; NULL: none */
+    receivewal_lsn start_lsn;  /* where to start if the directory has no WAL yet, rounded down to a segment; 0: the slot's
+                                  position, else the server's */
+    uint32_t start_timeline;   /* the timeline of start_lsn; 0: the server's. Only with start_lsn */
+    receivewal_lsn end_lsn;    /* stop once a position beyond it has been received; 0: never */
+    int status_interval;       /* milliseconds between status updates to the server; INIT sets 10000; 0: only when it asks */
+    int progress_interval;     /* milliseconds between progress events, at least; INIT sets 1000 */
+    int synchronous;           /* non-zero: flush WAL as soon as it arrives and tell the server at once */
+    int no_sync;               /* non-zero: never wait for the disk. Faster, and NOT safe: "flushed" then means nothing.
+                                  Not together with synchronous */
+    uint32_t file_mode;        /* permission bits of new files; 0: 0600, or 0640 where the server's data_directory_mode
+                                  allows group access. The umask does not apply */
+    receivewal_events events;
+} receivewal_options;
+#define RECEIVEWAL_OPTIONS_INIT                                                                                        \
+    {                                                                                                                  \
+        sizeof(receivewal_options), NULL, NULL, 0, 0, 0, 10000, 1000, 0, 0, 0,                                         \
+        {                                                                                                              \
+            NULL, NULL, NULL, NULL, NULL, NULL, { NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL }                     \
+        }                                                                                                              \
+    }
+
+/* ---------------------------------------------------------------------------------------------- receive */
+
+/*
+ * Receives WAL into options->directory until end_lsn, receivewal_stop, a callback's non-zero answer or an error.
+ * Blocks; callbacks run on this thread; signal handlers of the host run as usual.
+ *
+ * Where it starts: the directory's newest segment decides, as in pg_receivewal (FindStreamingStart in pg_receivewal.c): after a complete
+ * segment, or again at the first byte of a partial one. A directory without WAL starts at start_lsn, else at the slot's
+ * restart_lsn (server 15 and newer), else at the server's current position; always at the first byte of a segment.
+ * It follows the server from timeline to timeline and keeps their history files.
+ *
+ * The position reported to the server as flushed (with a slot, or synchronous; otherwise none is) never exceeds what
+ * is durable.
+ *
+ * Returns OK (end_lsn reached), STOPPED, or INVALID, SIZE, HANDLE, CLOSED, BUSY, FORKED, ENCRYPTED, CONNECTION, PROTOCOL, any of SERVER
+ * (40 to 45), any of the directory (50 to 54), GAP, FOREIGN, TIMELINE, LIMIT, INTERNAL. In every case all that was
+ * written is left in a state that the next receive, or pg_receivewal, continues.
+ */
+receivewal_status receivewal_receive(receivewal *rw, const receivewal_options *options);
+
+/*
+ * The same in the background: begins and returns at once. Callbacks run only inside receivewal_wait and
+ * receivewal_dispatch. Returns OK, INVALID, SIZE, HANDLE, CLOSED, BUSY, FORKED.
+ */
+receivewal_status receivewal_start(receivewal *rw, const receivewal_options *options);
+
+/*
+ * Waits until what receivewal_start began has ended, running callbacks. timeout is in milliseconds; negative: for ever.
+ * Returns PENDING if it still runs, BUSY if nothing was started, else what receivewal_receive would have returned.
+ */
+receivewal_status receivewal_wait(receivewal *rw, int timeout);
+
+/*
+ * A descriptor for poll, epoll or an event loop: readable when receivewal_dispatch has something to do. It belongs to the
+ * library; don't read from it or close it. Valid until receivewal_detach. -1 if the handle is not valid.
+ */
+int receivewal_event_fd(receivewal *rw);
+
+/* Runs the callbacks that are due, on this thread, and returns without waiting: as receivewal_wait(rw, 0). */
+receivewal_status receivewal_dispatch(receivewal *rw);
+
+/*
+ * Asks the call in progress on this handle to end: the receive flushes, tells the server, brings the connection back to idle and
+ * returns RECEIVEWAL_ERR_STOPPED. Returns at once. Any thread, at any time, also in a signal handler
+ * (it only writes to an eventfd) and inside callbacks. If no call is in progress, the next one ends at once instead.
+ * Returns OK, HANDLE, CLOSED, FORKED. Leaves errno and receivewal_errmsg as they were.
+ */
+receivewal_status receivewal_stop(receivewal *rw);
+
+/* --------------------------------------------------------------------------------------- ask the server */
+
+/* What IDENTIFY_SYSTEM and SHOW tell about a server. */
+typedef struct receivewal_system
+{
+    size_t size;                   /* sizeof(receivewal_system), set by the caller */
+    uint64_t system_identifier;    /* of the cluster, the same on primary and standbys */
+    uint32_t timeline;             /* the server's current one */
+    uint32_t segment_size;         /* wal_segment_size, bytes */
+    receivewal_lsn lsn;            /* the server's flushed position */
+    uint32_t data_directory_mode;  /* permission bits, 0700 or 0750 */
+} receivewal_system;
+#define RECEIVEWAL_SYSTEM_INIT { sizeof(receivewal_system), 0, 0, 0, 0, 0 }
+
+/* A physical replication slot. */
+typedef struct receivewal_slot
+{
+    size_t size;                /* sizeof(receivewal_slot), set by the caller */
+    receivewal_lsn restart_lsn; /* the oldest WAL that the slot keeps; 0: it keeps none yet */
+    uint32_t restart_timeline;  /* the timeline of restart_lsn; 0 with it, or where the server doesn't say */
+} receivewal_slot;
+#define RECEIVEWAL_SLOT_INIT { sizeof(receivewal_slot), 0, 0 }
+
+/* Flags of receivewal_create_slot and receivewal_drop_slot. */
+#define RECEIVEWAL_SLOT_RESERVE_WAL 1u   /* create: keep WAL from now on, not only from the first connection on */
+#define RECEIVEWAL_SLOT_TEMPORARY 2u     /* create: the slot goes with this connection */
+#define RECEIVEWAL_SLOT_IF_NOT_EXISTS 4u /* create: a slot of this name that exists already is no error */
+#define RECEIVEWAL_SLOT_WAIT 8u          /* drop: wait until the slot is no longer in use */
+
+/*
+ * These send a command and wait for its answer; no callbacks. Slot names have 1 to 63 of a-z, 0-9 and _, as
+ * PostgreSQL demands (ReplicationSlotValidateName in slot.c); others are INVALID, and nothing is sent.
+ *
+ * All return OK, INVALID, SIZE, HANDLE, CLOSED, BUSY, FORKED, ENCRYPTED, CONNECTION, PROTOCOL, SERVER, UNSUPPORTED, STOPPED, INTERNAL.
+ */
+
+/* Who the server is. */
+receivewal_status receivewal_identify(receivewal *rw, receivewal_system *system);
+
+/* Creates a physical slot. slot may be NULL, else it gets the slot's position (0 without RESERVE_WAL). Also SLOT_EXISTS. */
+receivewal_status receivewal_create_slot(receivewal *rw, const char *name, uint32_t flags, receivewal_slot *slot);
+
+/* Drops a slot. Also NO_SLOT, SLOT_BUSY. */
+receivewal_status receivewal_drop_slot(receivewal *rw, const char *name, uint32_t flags);
+
+/* Reads a slot (server 15 and newer, else UNSUPPORTED). Also NO_SLOT. */
+receivewal_status receivewal_read_slot(receivewal *rw, const char *name, receivewal_slot *slot);
+
+/* ------------------------------------------------------------------------------------ ask the directory */
+
+/* Where a receive into a directory would start. */
+typedef struct receivewal_start_point
+{
+    size_t size;                       /* sizeof(receivewal_start_point), set by the caller */
+    receivewal_lsn lsn;                /* first byte of a segment; 0: there is no WAL in the directory */
+    uint32_t timeline;
+    uint32_t segment_size;             /* bytes */
+    char segment[RECEIVEWAL_NAME_MAX]; /* the file that decided it; "" where none did */
+} receivewal_start_point;
+#define RECEIVEWAL_START_POINT_INIT { sizeof(receivewal_start_point), 0, 0, 0, { 0 } }
+
+/*
+ * Looks through a directory, without a connection, without a lock and without changing anything.
+ * segment_size is the server's wal_segment_size in bytes; 0: as the files in the directory say.
+ * Returns OK (also where there is nothing: lsn is 0), INVALID, SIZE, NO_DIRECTORY, PERMISSION, IO, FOREIGN (files of different
+ * segment sizes), FORKED, CORE; the text is at receivewal_errmsg(NULL).
+ */
+receivewal_status receivewal_find_start(const char *directory, uint32_t segment_size, receivewal_start_point *start);
+
+/* ----------------------------------------------------------------------------------------------- errors */
+
+/*
+ * The last error of this handle in a sentence, or "" if its last call succeeded. With NULL, or a handle that is not valid: the last
+ * error on this thread of a call that had no valid handle. Never NULL. Valid until the next call on the handle (with NULL: on the thread).
+ */
+const char *receivewal_errmsg(receivewal *rw);
+
+/* The server's five-character SQLSTATE behind the last error of this handle; "" if the server did not send one. */
+const char *receivewal_sqlstate(receivewal *rw);
+
+/* The server's DETAIL and HINT behind the last error of this handle; "" where there was none. */
+const char *receivewal_errdetail(receivewal *rw);
+const char *receivewal_errhint(receivewal *rw);
+
+/* A short English name of a status, "connection lost". Static. Any value is allowed. */
+const char *receivewal_strerror(receivewal_status status);
+
+/* ---------------------------------------------------------------------------------------------- helpers */
+
+/* The version of the library that runs: RECEIVEWAL_VERSION_NUM and RECEIVEWAL_VERSION of its own header. Static. */
+int receivewal_version(void);
+const char *receivewal_version_string(void);
+
+#define RECEIVEWAL_LSN_LEN 18          /* "FFFFFFFF/FFFFFFFF" and a NUL */
+#define RECEIVEWAL_SEGMENT_NAME_LEN 25 /* 24 digits and a NUL */
+
+/* Reads "16/B374D848" as pg_lsn does: two numbers of 1 to 8 hexadecimal digits, and nothing else. Returns OK or INVALID. */
+receivewal_status receivewal_lsn_parse(const char *text, receivewal_lsn *lsn);
+
+/* Writes lsn as "16/B374D848" into buffer and returns buffer. */
+char *receivewal_lsn_format(receivewal_lsn lsn, char buffer[RECEIVEWAL_LSN_LEN]);
+
+/* Writes the file name of the segment that holds lsn. segment_size is a power of two from 1 MiB to 1 GiB.
+ * Returns OK or INVALID. */
+receivewal_status receivewal_segment_name(uint32_t timeline, receivewal_lsn lsn, uint32_t segment_size,
+                                          char buffer[RECEIVEWAL_SEGMENT_NAME_LEN]);
+
+/* Reads a segment's file name (24 upper-case hexadecimal digits). timeline and lsn may be NULL. Returns OK or INVALID. */
+receivewal_status receivewal_segment_parse(const char *name, uint32_t segment_size, uint32_t *timeline, receivewal_lsn *lsn);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif /* RECEIVEWAL_H */
