@@ -229,7 +229,8 @@ typedef struct receivewal_events
     /* A message for the host's log: one line, UTF-8 or the server's encoding, no newline at its end. */
     void (*log)(void *ctx, receivewal_log_level level, const char *text);
 
-    /* A segment's .partial is visible in the directory and being filled. */
+    /* A segment's .partial is visible in the directory and being filled. Not called for a segment that was complete
+     * before its turn came, as happens while catching up. */
     int (*segment_opened)(void *ctx, const receivewal_segment *segment);
 
     /* A segment is complete, durable and has its final name. In order, each exactly once. */

@@ -1,0 +1,55 @@
+package segment
+
+import (
+	"bufio"
+	"compress/gzip"
+	"encoding/binary"
+	"io"
+
+	"github.com/pierrec/lz4/v4"
+)
+
+// uncompressedSize tells how many bytes a compressed file holds, as cheaply as pg_receivewal does: gzip says it in its
+// last four bytes, the others have to be read. Files that cannot be read to the end have as many bytes as
+// could be decoded; nothing beyond limit is looked at.
+func (d *Directory) uncompressedSize(f file, limit int64) (int64, error) {
+	in, err := d.dir.Open(f.name, false)
+	if err != nil {
+		return 0, failure("open file", d.full(f.name), err)
+	}
+	defer in.Close()
+	length, err := in.Size()
+	if err != nil {
+		return 0, failure("stat file", d.full(f.name), err)
+	}
+	if f.compression == Gzip && !f.partial {
+		var size [4]byte // ISIZE, RFC 1952
+		if length < int64(len(size)) {
+			return 0, nil
+		}
+		if _, err := in.ReadAt(size[:], length-int64(len(size))); err != nil {
+			return 0, failure("read file", d.full(f.name), err)
+		}
+		return int64(binary.LittleEndian.Uint32(size[:])), nil
+	}
+	return decodable(f.compression, io.NewSectionReader(in, 0, length), limit+1), nil
+}
+
+// decodable counts the bytes that can be decoded before the data ends, is damaged, or reaches the limit.
+func decodable(compression Compression, in io.Reader, limit int64) int64 {
+	var out io.Reader
+	switch compression {
+	case Gzip:
+		z, err := gzip.NewReader(bufio.NewReader(in))
+		if err != nil {
+			return 0
+		}
+		out = z
+	case LZ4:
+		out = lz4.NewReader(in)
+	default:
+		out = in
+	}
+	n, _ := io.Copy(io.Discard, io.LimitReader(out, limit)) // an error is where it ends
+	return n
+}

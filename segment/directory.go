@@ -1,0 +1,398 @@
+package segment
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"path/filepath"
+	"sort"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Directory is a directory of WAL segments, opened and locked by [Open] until Close.
+type Directory struct {
+	path string
+	dir  Dir
+	mode fs.FileMode
+}
+
+// Open opens a directory for one receiver. It must exist; a second Open of it, by whatever process, is ErrLocked.
+func Open(fsys FS, path string) (*Directory, error) {
+	d, err := openUnlocked(fsys, path)
+	if err != nil {
+		return nil, err
+	}
+	if err := d.dir.Lock(); err != nil {
+		d.dir.Close()
+		if errors.Is(err, ErrLocked) {
+			return nil, fmt.Errorf("could not lock directory %q: %w", path, ErrLocked)
+		}
+		return nil, failure("lock directory", path, err)
+	}
+	return d, nil
+}
+
+func openUnlocked(fsys FS, path string) (*Directory, error) {
+	dir, err := fsys.OpenDir(path)
+	if err != nil {
+		for _, missing := range []error{unix.ENOENT, unix.ENOTDIR, unix.ELOOP, unix.ENAMETOOLONG} {
+			if errors.Is(err, missing) {
+				return nil, failureOf(ErrNoDirectory, "open directory", path, err)
+			}
+		}
+		return nil, failure("open directory", path, err)
+	}
+	return &Directory{path: path, dir: dir, mode: 0o600}, nil
+}
+
+// Close unlocks the directory.
+func (d *Directory) Close() error {
+	if err := d.dir.Close(); err != nil {
+		return failure("close directory", d.path, err)
+	}
+	return nil
+}
+
+// SetMode sets the permission bits of the files to come: 0600 at first. The umask does not apply to them.
+func (d *Directory) SetMode(mode fs.FileMode) { d.mode = mode }
+
+// FileMode is the mode of WAL files beside a data directory of the given mode: 0640 where the group may read it,
+// else 0600 (SetDataDirectoryCreatePerm in common/file_perm.c).
+func FileMode(dataDirectory fs.FileMode) fs.FileMode {
+	if dataDirectory&0o040 != 0 {
+		return 0o640
+	}
+	return 0o600
+}
+
+func (d *Directory) full(name string) string { return filepath.Join(d.path, name) }
+
+// Start is where receiving into a directory goes on.
+type Start struct {
+	LSN      LSN // the first byte of a segment; 0: the directory has no WAL
+	Timeline Timeline
+	Size     Size
+	File     string // the file that decided it
+}
+
+// FindStart looks through a directory as [Directory.Start] does, without locking it. Size 0 means: as the files
+// say.
+func FindStart(path string, size Size, warn func(string)) (Start, error) {
+	d, err := openUnlocked(OS, path)
+	if err != nil {
+		return Start{}, err
+	}
+	defer d.dir.Close()
+	if size == 0 {
+		if size, err = d.guessSize(); err != nil || size == 0 {
+			return Start{}, err
+		}
+	}
+	return d.Start(size, warn)
+}
+
+// guessSize takes the segment size from the first page of a segment, or else from the size of a complete one. 0
+// means that there is none.
+func (d *Directory) guessSize() (Size, error) {
+	files, err := d.files()
+	if err != nil {
+		return 0, err
+	}
+	var size Size
+	for _, f := range files {
+		if f.compression != Plain {
+			continue
+		}
+		page, err := d.firstPage(f.name)
+		if err != nil {
+			return 0, err
+		}
+		found := page.segmentSize()
+		if !page.isHeader() || !found.Valid() {
+			continue
+		}
+		if size != 0 && size != found {
+			return 0, fmt.Errorf("%w: directory %q holds segments of %d and of %d bytes", ErrForeign, d.path, size, found)
+		}
+		size = found
+	}
+	return size, nil
+}
+
+// files lists the files that have a segment's name.
+func (d *Directory) files() ([]file, error) {
+	names, err := d.dir.Names()
+	if err != nil {
+		return nil, failure("read directory", d.path, err)
+	}
+	var files []file
+	for _, name := range names {
+		if f, ok := parseFile(name); ok {
+			files = append(files, f)
+		}
+	}
+	sort.Slice(files, func(i, j int) bool { return files[i].name < files[j].name })
+	return files, nil
+}
+
+// candidate is a file that could decide the start.
+type candidate struct {
+	file
+	id ID
+}
+
+// newer is pg_receivewal's order (FindStreamingStart in pg_receivewal.c): the newest segment wins, then the higher
+// timeline, then complete over partial.
+func (c candidate) newer(o candidate) bool {
+	if c.id.Number != o.id.Number {
+		return c.id.Number > o.id.Number
+	}
+	if c.id.Timeline != o.id.Timeline {
+		return c.id.Timeline > o.id.Timeline
+	}
+	return !c.partial && o.partial
+}
+
+// Start tells where streaming goes on: at the segment after the newest complete one, or again at the first byte of
+// the newest partial one. A file of the wrong size is warned of and passed over, as pg_receivewal does. A partial may
+// have any size up to a segment's: administrators make an empty one to set the start.
+func (d *Directory) Start(size Size, warn func(string)) (Start, error) {
+	if warn == nil {
+		warn = func(string) {}
+	}
+	files, err := d.files()
+	if err != nil {
+		return Start{}, err
+	}
+	var candidates []candidate
+	for _, f := range files {
+		id, err := ParseName(f.base, size)
+		if errors.Is(err, errSegmentPart) {
+			return Start{}, fmt.Errorf("%w: directory %q holds %q, but the server's segments have %d bytes",
+				ErrForeign, d.path, f.name, size)
+		}
+		if err != nil {
+			warn(fmt.Sprintf("segment file %q has an impossible name, skipping", f.name))
+			continue
+		}
+		candidates = append(candidates, candidate{f, id})
+	}
+	sort.Slice(candidates, func(i, j int) bool { return candidates[i].newer(candidates[j]) })
+	for _, c := range candidates {
+		if !c.partial {
+			whole, err := d.isWhole(c.file, size, warn)
+			if err != nil {
+				return Start{}, err
+			}
+			if !whole {
+				continue
+			}
+			return Start{c.id.End(size), c.id.Timeline, size, c.name}, nil
+		}
+		return Start{c.id.LSN(size), c.id.Timeline, size, c.name}, nil
+	}
+	return Start{Size: size}, nil
+}
+
+// isWhole checks that a file without .partial holds exactly one segment.
+func (d *Directory) isWhole(f file, size Size, warn func(string)) (bool, error) {
+	if f.compression == Plain {
+		info, err := d.dir.Stat(f.name)
+		if err != nil {
+			return false, failure("stat file", d.full(f.name), err)
+		}
+		if info.Size() != int64(size) {
+			warn(fmt.Sprintf("segment file %q has incorrect size %d, skipping", f.name, info.Size()))
+		}
+		return info.Size() == int64(size), nil
+	}
+	length, err := d.uncompressedSize(f, int64(size))
+	if err != nil {
+		return false, err
+	}
+	if length != int64(size) {
+		warn(fmt.Sprintf("compressed segment file %q has incorrect uncompressed size %d, skipping", f.name, length))
+	}
+	return length == int64(size), nil
+}
+
+// CheckOwner makes sure that the directory's WAL is of the cluster that will be received from: the first page of its
+// newest plain segments, complete and partial, must carry the server's system identifier and segment size.
+func (d *Directory) CheckOwner(systemIdentifier uint64, size Size) error {
+	files, err := d.files()
+	if err != nil {
+		return err
+	}
+	checked := 0
+	for i := len(files) - 1; i >= 0 && checked < ownerChecks; i-- {
+		if files[i].compression != Plain {
+			continue
+		}
+		page, err := d.firstPage(files[i].name)
+		if err != nil {
+			return err
+		}
+		if !page.isHeader() {
+			continue // an empty partial, or one whose first page never got there
+		}
+		checked++
+		if got := page.systemIdentifier(); got != systemIdentifier {
+			return fmt.Errorf("%w: %q is of the system %d, but the server is %d",
+				ErrForeign, d.full(files[i].name), got, systemIdentifier)
+		}
+		if got := page.segmentSize(); got != size {
+			return fmt.Errorf("%w: %q is of a cluster with segments of %d bytes, but the server's have %d",
+				ErrForeign, d.full(files[i].name), got, size)
+		}
+	}
+	return nil
+}
+
+// ownerChecks is how many segments CheckOwner looks at: enough that a stray file does not decide.
+const ownerChecks = 4
+
+// Settle makes durable what an earlier receiver may have left in the page cache: an LSN in this directory can be
+// reported flushed only after it. The kernel has long written back what was changed before settleAge.
+func (d *Directory) Settle(now time.Time) error {
+	names, err := d.dir.Names()
+	if err != nil {
+		return failure("read directory", d.path, err)
+	}
+	for _, name := range names {
+		_, isSegment := parseFile(name)
+		_, isHistory := parseHistoryName(name)
+		if !isSegment && !isHistory {
+			continue
+		}
+		info, err := d.dir.Stat(name)
+		if err != nil {
+			return failure("stat file", d.full(name), err)
+		}
+		if now.Sub(info.ModTime()) > settleAge {
+			continue
+		}
+		if err := d.syncFile(name); err != nil {
+			return err
+		}
+	}
+	if err := d.dir.Sync(); err != nil {
+		return failure("fsync directory", d.path, err)
+	}
+	return nil
+}
+
+// settleAge is far beyond the 30 s after which Linux writes dirty pages back (vm.dirty_expire_centisecs).
+const settleAge = time.Hour
+
+func (d *Directory) syncFile(name string) error {
+	f, err := d.dir.Open(name, false)
+	if err != nil {
+		return failure("open file", d.full(name), err)
+	}
+	err = f.Sync()
+	if closeErr := f.Close(); err == nil {
+		err = closeErr
+	}
+	if err != nil {
+		return failure("fsync file", d.full(name), err)
+	}
+	return nil
+}
+
+// HasHistory tells whether a timeline's history file is there.
+func (d *Directory) HasHistory(timeline Timeline) (bool, error) {
+	_, err := d.dir.Stat(HistoryName(timeline))
+	if err == nil {
+		return true, nil
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return false, failure("stat file", d.full(HistoryName(timeline)), err)
+}
+
+// History reads the ancestry of a timeline from its history file, which must be there unless the timeline is 1.
+func (d *Directory) History(timeline Timeline) (History, error) {
+	if timeline == 1 {
+		return ParseHistory(1, nil)
+	}
+	name := HistoryName(timeline)
+	f, err := d.dir.Open(name, false)
+	if err != nil {
+		return nil, failure("open file", d.full(name), err)
+	}
+	defer f.Close()
+	content, err := io.ReadAll(io.NewSectionReader(f, 0, maxHistory))
+	if err != nil {
+		return nil, failure("read file", d.full(name), err)
+	}
+	return ParseHistory(timeline, content)
+}
+
+// maxHistory is the largest history file that is read, in bytes: some hundred thousand timelines.
+const maxHistory = 16 << 20
+
+// WriteHistory stores a history file with exactly these bytes. It appears whole and durable, or not at all. One that is
+// there already is left as it is if it is the same, and replaced otherwise.
+func (d *Directory) WriteHistory(timeline Timeline, content []byte) error {
+	name := HistoryName(timeline)
+	if d.holds(name, content) {
+		return nil
+	}
+	f, err := d.dir.Create(d.mode)
+	if err != nil {
+		return failure("create file", d.full(name), err)
+	}
+	if _, err = f.WriteAt(content, 0); err == nil {
+		err = f.Sync()
+	}
+	if err == nil {
+		err = d.name(f, name)
+	}
+	if closeErr := f.Close(); err == nil {
+		err = closeErr
+	}
+	if err == nil {
+		err = d.dir.Sync()
+	}
+	if err != nil {
+		return failure("write file", d.full(name), err)
+	}
+	return nil
+}
+
+// holds tells whether a file is there and has this content.
+func (d *Directory) holds(name string, content []byte) bool {
+	f, err := d.dir.Open(name, false)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	have, err := io.ReadAll(io.NewSectionReader(f, 0, int64(len(content))+1))
+	return err == nil && bytes.Equal(have, content)
+}
+
+// name gives a file made by Create its name, replacing a file that has it.
+func (d *Directory) name(f File, name string) error {
+	err := d.dir.Link(f, name)
+	if !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	temporary := name + ".tmp"
+	if err := d.dir.Link(f, temporary); errors.Is(err, fs.ErrExist) {
+		if err := d.dir.Remove(temporary); err != nil {
+			return err
+		}
+		err = d.dir.Link(f, temporary)
+		if err != nil {
+			return err
+		}
+	} else if err != nil {
+		return err
+	}
+	return d.dir.Rename(temporary, name)
+}

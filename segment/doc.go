@@ -1,0 +1,16 @@
+// Package segment knows WAL segments: their positions, timelines and file names, the directory that holds
+// them, and how to write them so that they survive a crash.
+//
+// It must never know of a connection or a protocol, and it must never call an LSN flushed before the data up to
+// it, and the directory entry of its file, are durable.
+//
+// # The path of a byte
+//
+// A [Directory] is opened and locked, [Directory.Start] tells where to go on, and a [Writer] takes the data:
+//
+//	Writer.Append ── pwrite ──> an open segment           (the caller's goroutine)
+//	                                 |
+//	syncer: fdatasync -> link or rename -> fsync directory -> flushed LSN moves
+//
+// Every file operation goes through the [FS] interface, so that tests can make it fail, or cut the power.
+package segment

@@ -1,0 +1,112 @@
+package segment
+
+import (
+	"errors"
+	"fmt"
+	"path/filepath"
+	"strconv"
+	"strings"
+)
+
+// ID says which segment: its number, counted from the beginning of the WAL, on a timeline.
+type ID struct {
+	Timeline Timeline
+	Number   uint64
+}
+
+// At is the segment of the given size that holds lsn.
+func At(timeline Timeline, lsn LSN, size Size) ID {
+	return ID{timeline, uint64(lsn) / uint64(size)}
+}
+
+// LSN is the segment's first byte.
+func (id ID) LSN(size Size) LSN { return LSN(id.Number * uint64(size)) }
+
+// End is the byte after the segment's last.
+func (id ID) End(size Size) LSN { return LSN((id.Number + 1) * uint64(size)) }
+
+// Name is the segment's file name: 24 upper-case hexadecimal digits (XLogFileName in access/xlog_internal.h).
+func (id ID) Name(size Size) string {
+	return fmt.Sprintf("%08X%08X%08X", uint32(id.Timeline), uint32(id.Number/size.perID()), uint32(id.Number%size.perID()))
+}
+
+// errSegmentPart means that the last eight digits are higher than segments of this size have.
+var errSegmentPart = errors.New("not the name of a WAL segment")
+
+// ParseName reads a segment's file name. It rejects names that PostgreSQL does not make for segments of this size.
+func ParseName(name string, size Size) (ID, error) {
+	if len(name) != 24 || strings.Trim(name, "0123456789ABCDEF") != "" {
+		return ID{}, fmt.Errorf("%q is not a WAL segment name", name)
+	}
+	var part [3]uint64
+	for i := range part {
+		part[i], _ = strconv.ParseUint(name[i*8:i*8+8], 16, 32) // eight hexadecimal digits: cannot fail
+	}
+	if part[0] == 0 {
+		return ID{}, fmt.Errorf("%q is not a WAL segment name: there is no timeline 0", name)
+	}
+	if part[2] >= size.perID() {
+		return ID{}, fmt.Errorf("%q is %w of %d bytes", name, errSegmentPart, size)
+	}
+	return ID{Timeline(part[0]), part[1]*size.perID() + part[2]}, nil
+}
+
+// partialSuffix marks a segment that is not complete.
+const partialSuffix = ".partial"
+
+// Compression is how a segment's file is compressed.
+type Compression int
+
+// The ways that pg_receivewal compresses segments.
+const (
+	Plain Compression = iota
+	Gzip
+	LZ4
+)
+
+// suffix is what a compression adds to the file name.
+func (c Compression) suffix() string {
+	switch c {
+	case Gzip:
+		return ".gz"
+	case LZ4:
+		return ".lz4"
+	}
+	return ""
+}
+
+// file is what a name in the directory says of the file.
+type file struct {
+	name        string
+	base        string // the 24 digits
+	compression Compression
+	partial     bool
+}
+
+// parseFile takes the file name of a segment apart; false for every other file.
+func parseFile(name string) (file, bool) {
+	f := file{name: name}
+	f.base, f.partial = strings.CutSuffix(name, partialSuffix)
+	for _, c := range []Compression{Gzip, LZ4} {
+		if base, found := strings.CutSuffix(f.base, c.suffix()); found {
+			f.base, f.compression = base, c
+			break
+		}
+	}
+	return f, len(f.base) == 24 && strings.Trim(f.base, "0123456789ABCDEF") == ""
+}
+
+// HistoryName is the name of a timeline's history file (TLHistoryFileName in access/xlog_internal.h).
+func HistoryName(timeline Timeline) string {
+	return fmt.Sprintf("%08X.history", uint32(timeline))
+}
+
+// parseHistoryName is the inverse of HistoryName.
+func parseHistoryName(name string) (Timeline, bool) {
+	base, found := strings.CutSuffix(name, ".history")
+	if !found || len(base) != 8 || filepath.Base(name) != name || strings.Trim(base, "0123456789ABCDEF") != "" {
+		return 0, false
+	}
+	n, _ := strconv.ParseUint(base, 16, 32) // eight hexadecimal digits: cannot fail
+	return Timeline(n), n != 0
+}

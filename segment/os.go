@@ -1,0 +1,241 @@
+package segment
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// OS is the operating system's file system.
+var OS FS = osFS{}
+
+type osFS struct{}
+
+// OpenDir opens a directory for reading; a relative path means what it meant at this moment.
+func (osFS) OpenDir(path string) (Dir, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return nil, err
+	}
+	return &osDir{f: f}, nil
+}
+
+// hiddenFolder holds files without a visible name where the file system has no O_TMPFILE. Tools that take each
+// regular file of the directory for a segment skip folders.
+const hiddenFolder = ".receivewal"
+
+type osDir struct {
+	f         *os.File
+	locked    bool
+	noTmpfile bool // O_TMPFILE doesn't work here: use the hidden folder
+	next      int  // number of the next file in the hidden folder
+}
+
+func (d *osDir) fd() int { return int(d.f.Fd()) }
+
+func (d *osDir) Names() ([]string, error) {
+	// A descriptor of its own: the position in the directory belongs to the descriptor.
+	fd, err := unix.Openat(d.fd(), ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	list := os.NewFile(uintptr(fd), d.f.Name())
+	defer list.Close()
+	entries, err := list.ReadDir(-1)
+	if err != nil {
+		return nil, err
+	}
+	names := make([]string, 0, len(entries))
+	for _, e := range entries {
+		if !e.IsDir() {
+			names = append(names, e.Name())
+		}
+	}
+	return names, nil
+}
+
+func (d *osDir) Stat(name string) (fs.FileInfo, error) {
+	f, err := d.open(name, unix.O_RDONLY|unix.O_NONBLOCK) // a FIFO must not hang us
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return f.Stat()
+}
+
+func (d *osDir) open(name string, flags int) (*os.File, error) {
+	fd, err := unix.Openat(d.fd(), name, flags|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), name), nil
+}
+
+func (d *osDir) Open(name string, write bool) (File, error) {
+	flags := unix.O_RDONLY
+	if write {
+		flags = unix.O_RDWR
+	}
+	f, err := d.open(name, flags)
+	if err != nil {
+		return nil, err
+	}
+	return &osFile{File: f}, nil
+}
+
+func (d *osDir) Create(mode fs.FileMode) (File, error) {
+	f, err := d.createUnnamed(mode)
+	if err != nil {
+		return nil, err
+	}
+	if err := f.Chmod(mode); err != nil { // whatever the umask is
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
+
+func (d *osDir) createUnnamed(mode fs.FileMode) (*osFile, error) {
+	if !d.noTmpfile {
+		fd, err := unix.Openat(d.fd(), ".", unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, uint32(mode))
+		if err == nil {
+			if _, err := os.Lstat(procName(fd)); err == nil {
+				return &osFile{File: os.NewFile(uintptr(fd), "unnamed segment")}, nil
+			}
+			unix.Close(fd) // without /proc it could not be linked
+		} else if !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.EISDIR) && !errors.Is(err, unix.ENOENT) &&
+			!errors.Is(err, unix.EINVAL) {
+			return nil, err
+		}
+		d.noTmpfile = true
+	}
+	if err := unix.Mkdirat(d.fd(), hiddenFolder, 0o700); err != nil && !errors.Is(err, unix.EEXIST) {
+		return nil, err
+	}
+	d.next++
+	name := fmt.Sprintf("%s/%d", hiddenFolder, d.next)
+	fd, err := unix.Openat(d.fd(), name, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL|unix.O_CLOEXEC, uint32(mode))
+	if err != nil {
+		return nil, err
+	}
+	return &osFile{File: os.NewFile(uintptr(fd), name), dir: d, hidden: name}, nil
+}
+
+// procName is the path by which linkat reaches an open file without a name.
+func procName(fd int) string { return fmt.Sprintf("/proc/self/fd/%d", fd) }
+
+func (d *osDir) Link(file File, name string) error {
+	f := file.(*osFile)
+	if f.hidden == "" {
+		return unix.Linkat(unix.AT_FDCWD, procName(int(f.Fd())), d.fd(), name, unix.AT_SYMLINK_FOLLOW)
+	}
+	err := unix.Renameat2(d.fd(), f.hidden, d.fd(), name, unix.RENAME_NOREPLACE)
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) { // the file system doesn't know the flag
+		if err = unix.Linkat(d.fd(), f.hidden, d.fd(), name, 0); err == nil {
+			err = unix.Unlinkat(d.fd(), f.hidden, 0)
+		}
+	}
+	if err == nil {
+		f.hidden = ""
+	}
+	return err
+}
+
+func (d *osDir) Rename(from, to string) error { return unix.Renameat(d.fd(), from, d.fd(), to) }
+func (d *osDir) Remove(name string) error     { return unix.Unlinkat(d.fd(), name, 0) }
+
+func (d *osDir) Sync() error { return d.f.Sync() }
+
+// Lock takes an flock on the directory itself. A lock belongs to the open file, and a forked child shares that: so
+// Close unlocks, and does not rely on the descriptor's end.
+func (d *osDir) Lock() error {
+	err := retry(func() error { return unix.Flock(d.fd(), unix.LOCK_EX|unix.LOCK_NB) })
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return ErrLocked
+	}
+	if err != nil {
+		return err
+	}
+	d.locked = true
+	return d.emptyHiddenFolder()
+}
+
+// emptyHiddenFolder removes what a crash left in the hidden folder, and the folder.
+func (d *osDir) emptyHiddenFolder() error {
+	fd, err := unix.Openat(d.fd(), hiddenFolder, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil // there is none
+	}
+	hidden := os.NewFile(uintptr(fd), hiddenFolder)
+	defer hidden.Close()
+	names, err := hidden.Readdirnames(-1)
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		if err := unix.Unlinkat(fd, name, 0); err != nil {
+			return err
+		}
+	}
+	return unix.Unlinkat(d.fd(), hiddenFolder, unix.AT_REMOVEDIR)
+}
+
+func (d *osDir) Close() error {
+	var err error
+	if d.locked {
+		err = errors.Join(d.emptyHiddenFolder(), unix.Flock(d.fd(), unix.LOCK_UN))
+	}
+	return errors.Join(err, d.f.Close())
+}
+
+// osFile is an open file. hidden is its name in the hidden folder, as long as it has no other.
+type osFile struct {
+	*os.File
+	dir    *osDir
+	hidden string
+}
+
+func (f *osFile) Allocate(size int64) error {
+	err := retry(func() error { return unix.Fallocate(int(f.Fd()), 0, 0, size) })
+	if !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.ENOSYS) {
+		return err
+	}
+	// The file system cannot reserve space: then at least the length is right, and a full disk shows when data is
+	// written.
+	if have, err := f.Size(); err != nil || have >= size {
+		return err
+	}
+	return f.Truncate(size)
+}
+
+func (f *osFile) Size() (int64, error) {
+	info, err := f.Stat()
+	if err != nil {
+		return 0, err
+	}
+	return info.Size(), nil
+}
+
+func (f *osFile) Sync() error {
+	return retry(func() error { return unix.Fdatasync(int(f.Fd())) })
+}
+
+func (f *osFile) Close() error {
+	err := f.File.Close()
+	if f.hidden != "" {
+		err = errors.Join(err, unix.Unlinkat(f.dir.fd(), f.hidden, 0))
+	}
+	return err
+}
+
+// retry repeats a system call that a signal interrupted; the Go runtime sends itself some.
+func retry(call func() error) error {
+	for {
+		if err := call(); err != syscall.EINTR {
+			return err
+		}
+	}
+}

@@ -1,0 +1,273 @@
+package segment
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+)
+
+// WriterOptions says what a [Writer] writes.
+type WriterOptions struct {
+	Timeline         Timeline
+	Start            LSN // the first byte of a segment
+	Size             Size
+	SystemIdentifier uint64
+	History          History // of Timeline; the first page of each segment is held against it
+	NoSync           bool    // never wait for the disk: then "flushed" only means written
+	Notify           func()  // called by the syncer when Flushed, Events or Err have something new; must not block
+}
+
+// Writer writes one timeline's WAL into segments.
+//
+// Append, Close and the rest of its methods are called by one goroutine. The syncer, a goroutine of the
+// Writer's own, makes durable what was appended, so that a slow disk does not hold up the caller; only Flushed, Err
+// and Events carry its results back.
+type Writer struct {
+	d *Directory
+	o WriterOptions
+
+	current *openSegment // the one being filled; nil before the first byte of a segment
+	written atomic.Uint64
+
+	mu      sync.Mutex
+	work    sync.Cond      // the syncer waits here, with mu
+	pending []*openSegment // not complete and durable yet, in order; the last may be the current one
+	wanted  LSN            // flush at least up to here
+	flushed LSN
+	events  []Event
+	err     error // sticky: nothing is durable after a failure
+	closing bool
+	ended   chan struct{} // the syncer is done
+}
+
+// Event tells that a segment's file has got a name: that of a partial one, or its final one, once it is complete and
+// durable.
+type Event struct {
+	ID       ID
+	Name     string
+	Complete bool
+}
+
+// openSegment is a segment that is not complete and durable yet.
+type openSegment struct {
+	id      ID
+	file    File
+	visible atomic.Bool // as .partial; before that the file has no name, and is gone after a crash
+	header  pageHeader  // its beginning, as received
+
+	// Other partial files of the same segment (compressed ones), which this one replaces. It stays without a name
+	// until it holds as much as they do: what was once flushed must not disappear.
+	replaces []string
+	hold     LSN
+}
+
+// NewWriter begins to write at o.Start, which is the first byte of a segment. An existing .partial of that
+// segment is filled again from its beginning, in place; its data stays until the same data is written over it.
+func (d *Directory) NewWriter(o WriterOptions) *Writer {
+	w := &Writer{d: d, o: o, flushed: o.Start, ended: make(chan struct{})}
+	w.work.L = &w.mu
+	w.written.Store(uint64(o.Start))
+	go w.syncer()
+	return w
+}
+
+// Written is the end of what has been written to files. Any goroutine.
+func (w *Writer) Written() LSN { return LSN(w.written.Load()) }
+
+// Flushed is the end of what is durable: it survives a power cut. Any goroutine.
+func (w *Writer) Flushed() LSN {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.flushed
+}
+
+// Err is the error that has ended durability, if any: after it, Flushed stays where it is. Any goroutine.
+func (w *Writer) Err() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.err
+}
+
+// Events gives what has happened since it was asked last.
+func (w *Writer) Events() []Event {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	events := w.events
+	w.events = nil
+	return events
+}
+
+// aheadBytes bounds the data in complete segments that wait for the disk.
+const aheadBytes = 64 << 20
+
+// Ready tells whether the disk keeps up: while it is false the caller should not Append, but wait for Notify.
+func (w *Writer) Ready() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return len(w.pending) <= max(2, aheadBytes/int(w.o.Size))
+}
+
+// Append writes data that begins at lsn, but nothing beyond the end of the segment that holds lsn. It returns how
+// many bytes it took. Data that does not continue where the last ended is ErrGap. After an error nothing of data
+// counts as written.
+func (w *Writer) Append(lsn LSN, data []byte) (int, error) {
+	if lsn != w.Written() {
+		return 0, fmt.Errorf("%w: got WAL data at %s, expected %s", ErrGap, lsn, w.Written())
+	}
+	if err := w.Err(); err != nil {
+		return 0, err
+	}
+	if w.current == nil {
+		s, err := w.open(At(w.o.Timeline, lsn, w.o.Size))
+		if err != nil {
+			return 0, err
+		}
+		w.begin(s)
+	}
+	s, offset := w.current, w.o.Size.Offset(lsn)
+	data = data[:min(len(data), int(uint32(w.o.Size)-offset))]
+	if offset < pageHeaderSize {
+		copy(s.header[offset:], data)
+		if int(offset)+len(data) >= pageHeaderSize {
+			if err := w.checkFirstPage(s.id, &s.header); err != nil {
+				return 0, err
+			}
+		}
+	}
+	if _, err := s.file.WriteAt(data, int64(offset)); err != nil {
+		if errors.Is(err, io.ErrUnexpectedEOF) {
+			err = unix.ENOSPC // a short write without a reason (PostgreSQL: "if write didn't set errno, assume no disk space")
+		}
+		return 0, failure("write to file", w.d.full(w.partialName(s.id)), err)
+	}
+	w.advance(s, lsn+LSN(len(data)))
+	return len(data), nil
+}
+
+// begin makes s the segment that is being filled.
+func (w *Writer) begin(s *openSegment) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.current = s
+	w.pending = append(w.pending, s)
+	if s.visible.Load() {
+		w.events = append(w.events, Event{s.id, w.partialName(s.id), false})
+	}
+}
+
+// advance tells the syncer that the segment has been written up to end, if that gives it something to do.
+func (w *Writer) advance(s *openSegment, end LSN) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.written.Store(uint64(end))
+	if end == s.id.End(w.o.Size) {
+		w.current = nil
+	}
+	if w.due() {
+		w.work.Signal()
+	}
+}
+
+// open opens the segment's existing .partial, or makes a new file for it, which has no name yet. Either way it then has
+// a segment's full size.
+func (w *Writer) open(id ID) (*openSegment, error) {
+	name := w.partialName(id)
+	s := &openSegment{id: id}
+	f, err := w.d.dir.Open(name, true)
+	switch {
+	case err == nil:
+		s.visible.Store(true)
+	case errors.Is(err, fs.ErrNotExist):
+		if f, err = w.d.dir.Create(w.d.mode); err != nil {
+			return nil, failure("create file", w.d.full(name), err)
+		}
+	default:
+		return nil, failure("open file", w.d.full(name), err)
+	}
+	s.file = f
+	if err := w.fit(s, name); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	if id == At(w.o.Timeline, w.o.Start, w.o.Size) {
+		if err := w.replace(s); err != nil {
+			return nil, errors.Join(err, f.Close())
+		}
+	}
+	return s, nil
+}
+
+// fit gives the file the size of a segment. One that is too short, because somebody else's disk was full or to set the
+// start, is made longer; one that is too long is not ours to cut.
+func (w *Writer) fit(s *openSegment, name string) error {
+	have, err := s.file.Size()
+	if err != nil {
+		return failure("stat file", w.d.full(name), err)
+	}
+	if have > int64(w.o.Size) {
+		return fmt.Errorf("%w: file %q has %d bytes, but segments of this server have %d",
+			ErrForeign, w.d.full(name), have, w.o.Size)
+	}
+	if have < int64(w.o.Size) {
+		if err := s.file.Allocate(int64(w.o.Size)); err != nil {
+			return failure("allocate file", w.d.full(name), err)
+		}
+	}
+	return nil
+}
+
+// replace finds the compressed partials that an earlier receive left of this segment.
+func (w *Writer) replace(s *openSegment) error {
+	files, err := w.d.files()
+	if err != nil {
+		return err
+	}
+	for _, f := range files {
+		if f.base != s.id.Name(w.o.Size) || !f.partial || f.compression == Plain {
+			continue
+		}
+		length, err := w.d.uncompressedSize(f, int64(w.o.Size))
+		if err != nil {
+			return err
+		}
+		s.replaces = append(s.replaces, f.name)
+		s.hold = max(s.hold, s.id.LSN(w.o.Size)+LSN(min(length, int64(w.o.Size))))
+	}
+	return nil
+}
+
+func (w *Writer) partialName(id ID) string { return id.Name(w.o.Size) + partialSuffix }
+
+// Flush asks the syncer to make everything written so far durable, and returns at once.
+func (w *Writer) Flush() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.Written() > w.wanted {
+		w.wanted = w.Written()
+		w.work.Signal()
+	}
+}
+
+// Partial is the name of the segment's file that is not complete, or "" if the last segment is.
+func (w *Writer) Partial() string {
+	if w.current == nil {
+		return ""
+	}
+	return w.partialName(w.current.id)
+}
+
+// Close makes everything written durable, waits for that, and ends the syncer. A segment that is not complete stays
+// .partial. It returns the error that ended durability, if any.
+func (w *Writer) Close() error {
+	w.mu.Lock()
+	w.wanted = w.Written()
+	w.closing = true
+	w.work.Signal()
+	w.mu.Unlock()
+	<-w.ended
+	return w.Err()
+}
