@@ -93,9 +93,8 @@ func TestPassword(t *testing.T) {
 		{[]string{"PGPASSFILE=" + passfile}, "", []string{"-w"}, 0, ""},
 		{nil, "", []string{"-w"}, 1, "fe_sendauth: no password supplied\n"},
 		{[]string{"PGPASSWORD=wrong"}, "", []string{"-w"}, 1, `password authentication failed for user "walreceiver"`},
-		{nil, "open sesame\n", nil, 0, "Password: "},
-		{nil, "wrong\n", nil, 1, `Password: pg_receivewal: error: `},
-		{nil, "", nil, 1, "Password: "},
+		{nil, "open sesame\n", nil, 0, "Password: \n"},
+		{nil, "wrong\n", nil, 1, "Password: \npg_receivewal: error: "},
 		{[]string{"PGPASSWORD=wrong"}, "open sesame\n", []string{"-W"}, 0, "Password: "},
 	} {
 		var results []result
@@ -112,6 +111,17 @@ func TestPassword(t *testing.T) {
 		if r := results[1]; r.code != way.code || !strings.Contains(r.stderr, way.says) {
 			t.Errorf("%q %q %q: %v", way.env, way.stdin, way.args, r)
 		}
+	}
+}
+
+// Where standard input has ended, pg_receivewal asks again and again without a pause. We ask once.
+func TestPasswordFromNobody(t *testing.T) {
+	_, args := secret(t)
+	cmd := exec.Command(ours(t).path, append([]string{"-D", t.TempDir()}, args...)...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	r := startCommand(t, cmd).wait()
+	if r.code != 1 || strings.Count(r.stderr, "Password: ") != 1 || !strings.Contains(r.stderr, "no password supplied") {
+		t.Error(r)
 	}
 }
 
