@@ -1,0 +1,800 @@
+/*
+ * receivewal.c: a program that does what pg_receivewal does, on libpq and libreceivewal.
+ *
+ * It takes pg_receivewal's options, writes the same files, prints the same messages and ends with the same exit
+ * codes, so that scripts can call it in its place; it goes by the name that it is called by. It also shows how a host
+ * uses the library: libpq connects and authenticates, libreceivewal receives on libpq's socket, and the connection is libpq's
+ * again when it is done.
+ *
+ * BSD-3-Clause. See LICENSE.
+ */
+#define _DEFAULT_SOURCE 1
+
+#include <receivewal.h>
+
+#include <ctype.h>
+#include <dirent.h>
+#include <errno.h>
+#include <getopt.h>
+#include <libpq-fe.h>
+#include <limits.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+#include <termios.h>
+#include <time.h>
+#include <unistd.h>
+
+#define RECONNECT_SECONDS 5
+#define OLDEST_SERVER 90300          /* as pg_receivewal 15 to 18; newer servers are not refused */
+#define POSTGRES_VERSION "18.0"      /* the pg_receivewal whose options and messages these are */
+#define LIVE_LINE_LENGTH 100
+
+typedef struct settings
+{
+    const char *directory, *slot, *compress;
+    const char *conninfo, *host, *port, *user;
+    receivewal_lsn end_lsn;
+    int status_interval; /* seconds */
+    int password;        /* -1: never ask, 0: ask when the server wants one, 1: ask in any case */
+    bool create_slot, drop_slot, if_not_exists, no_loop, no_sync, synchronous, verbose, progress;
+} settings;
+
+static settings set = { .status_interval = 10 };
+static const char *progname;
+
+/* -------------------------------------------------------------------------------------------- messages */
+
+/* The line that --progress keeps at the bottom of the terminal; "" while there is none. */
+static char live_line[LIVE_LINE_LENGTH];
+
+static void show_live_line(const char *text)
+{
+    if (text[0] == '\0' && live_line[0] == '\0')
+        return;
+    snprintf(live_line, sizeof(live_line), "%s", text);
+    fprintf(stderr, "\r\033[K%s", live_line);
+}
+
+/* One message on stderr as PostgreSQL's programs write it: "name: label: text". The live line steps aside for it. */
+static void message(const char *label, const char *format, va_list args)
+{
+    char live[LIVE_LINE_LENGTH], text[8192];
+    size_t length;
+
+    memcpy(live, live_line, sizeof(live));
+    show_live_line("");
+    vsnprintf(text, sizeof(text), format, args);
+    length = strlen(text);
+    if (length > 0 && text[length - 1] == '\n') /* libpq's messages end with one */
+        text[length - 1] = '\0';
+    fprintf(stderr, "%s: %s%s\n", progname, label, text);
+    show_live_line(live);
+}
+
+static void say(const char *label, const char *format, ...)
+{
+    va_list args;
+
+    va_start(args, format);
+    message(label, format, args);
+    va_end(args);
+}
+
+_Noreturn static void die(const char *format, ...)
+{
+    va_list args;
+
+    va_start(args, format);
+    message("error: ", format, args);
+    va_end(args);
+    exit(1);
+}
+
+/* For a command line that is wrong. */
+_Noreturn static void die_with_hint(const char *format, ...)
+{
+    va_list args;
+
+    va_start(args, format);
+    if (format != NULL)
+        message("error: ", format, args);
+    va_end(args);
+    say("hint: ", "Try \"%s --help\" for more information.", progname);
+    exit(1);
+}
+
+/* The last error of a handle, or with NULL of a call that had none, with what the server added to it. */
+static void say_error(receivewal *rw)
+{
+    say("error: ", "%s", receivewal_errmsg(rw));
+    if (receivewal_errdetail(rw)[0] != '\0')
+        say("detail: ", "%s", receivewal_errdetail(rw));
+    if (receivewal_errhint(rw)[0] != '\0')
+        say("hint: ", "%s", receivewal_errhint(rw));
+}
+
+/* --------------------------------------------------------------------------------------------- signals */
+
+/* What the handler touches. It may run on any thread of the process, so plain sig_atomic_t would not do. */
+static atomic_bool stop_asked;
+static _Atomic(receivewal *) receiving; /* the handle whose receive is to be stopped */
+static int wake_pipe[2];                /* has a byte to read once a stop was asked for */
+
+static void on_signal(int signo)
+{
+    int saved_errno = errno;
+    receivewal *rw = atomic_load(&receiving);
+
+    (void) signo;
+    atomic_store(&stop_asked, true);
+    if (rw != NULL)
+        receivewal_stop(rw);
+    if (write(wake_pipe[1], "", 1) < 0)
+    {
+        /* Nothing to be done about it here; only a sleep would end later. */
+    }
+    errno = saved_errno;
+}
+
+/*
+ * SIGINT and SIGTERM end the program once what was received is safe. SA_RESETHAND: the second one ends it on the spot.
+ * SA_ONSTACK: the handler may be called on a thread of the library's core, whose stacks are small.
+ */
+static void catch_signals(void)
+{
+    struct sigaction action = { .sa_handler = on_signal, .sa_flags = SA_RESETHAND | SA_ONSTACK };
+
+    if (pipe(wake_pipe) != 0)
+        die("could not create pipe: %s", strerror(errno));
+    sigemptyset(&action.sa_mask);
+    sigaction(SIGINT, &action, NULL);
+    sigaction(SIGTERM, &action, NULL);
+}
+
+/* Waits, but not longer than until a stop is asked for. */
+static void sleep_unless_stopped(int seconds)
+{
+    struct pollfd wake = { .fd = wake_pipe[0], .events = POLLIN };
+
+    while (poll(&wake, 1, seconds * 1000) < 0 && errno == EINTR && !atomic_load(&stop_asked))
+        continue;
+}
+
+/* With --verbose, says once that a signal is the reason for what follows. */
+static void announce_stop(void)
+{
+    static bool announced;
+
+    if (set.verbose && !announced && atomic_load(&stop_asked))
+    {
+        announced = true;
+        say("", "received interrupt signal, exiting");
+    }
+}
+
+/* ------------------------------------------------------------------------------------------ connection */
+
+/* Asks for the password on the terminal, without echo; on standard input and error where there is no terminal. */
+static char *ask_password(void)
+{
+    static char password[1024];
+    struct termios normal, silent;
+    FILE *in = fopen("/dev/tty", "r"), *out = fopen("/dev/tty", "w");
+    bool have_tty = in != NULL && out != NULL, echo_off;
+
+    if (!have_tty)
+    {
+        if (in != NULL)
+            fclose(in);
+        if (out != NULL)
+            fclose(out);
+        in = stdin;
+        out = stderr;
+    }
+    echo_off = have_tty && tcgetattr(fileno(in), &normal) == 0;
+    if (echo_off)
+    {
+        silent = normal;
+        silent.c_lflag &= ~(tcflag_t) ECHO;
+        tcsetattr(fileno(in), TCSAFLUSH, &silent);
+    }
+    fputs("Password: ", out);
+    fflush(out);
+    if (fgets(password, sizeof(password), in) == NULL)
+        password[0] = '\0';
+    password[strcspn(password, "\r\n")] = '\0';
+    if (echo_off)
+    {
+        tcsetattr(fileno(in), TCSAFLUSH, &normal);
+        fputs("\n", out);
+    }
+    if (have_tty)
+    {
+        fclose(in);
+        fclose(out);
+    }
+    return password;
+}
+
+/* Connects with libpq, asking for a password where one is wanted. NULL: not enough memory. */
+static PGconn *connect_with_password(const char **keywords, const char **values, int count)
+{
+    static const char *password; /* asked for once, used for every connection */
+    bool ask = set.password == 1 && password == NULL;
+
+    for (;;)
+    {
+        PGconn *conn;
+
+        if (ask)
+            password = ask_password();
+        keywords[count] = password != NULL ? "password" : NULL;
+        values[count] = password;
+        conn = PQconnectdbParams(keywords, values, 1);
+        ask = conn != NULL && PQstatus(conn) == CONNECTION_BAD && PQconnectionNeedsPassword(conn) && set.password != -1;
+        if (!ask)
+            return conn;
+        PQfinish(conn);
+    }
+}
+
+/* Ends the program where the server is one that no waiting makes usable. */
+static void check_server(PGconn *conn)
+{
+    const char *version = PQparameterStatus(conn, "server_version");
+    const char *integer_datetimes = PQparameterStatus(conn, "integer_datetimes");
+
+    if (PQserverVersion(conn) < OLDEST_SERVER)
+        die("incompatible server version %s; client does not support streaming from server versions older than %s",
+            version != NULL ? version : "'unknown'", "9.3");
+    if (integer_datetimes == NULL)
+        die("could not determine server setting for integer_datetimes");
+    if (strcmp(integer_datetimes, "on") != 0)
+        die("integer_datetimes compile flag does not match server");
+}
+
+/*
+ * Connects for physical replication. What the command line says outranks the connection string; the database name
+ * "replication" is for .pgpass and proxies only and gives way to the string's. Exits where the string is wrong or the server cannot be
+ * used; NULL, after a message, where it cannot be reached now.
+ */
+static PGconn *connect_to_server(void)
+{
+    PQconninfoOption *parsed = NULL, *option;
+    const char **keywords, **values;
+    char *problem = NULL;
+    int count = 0, room = 9; /* what is added to the string's settings, the password and the closing NULL */
+    PGconn *conn;
+
+    if (set.conninfo != NULL && (parsed = PQconninfoParse(set.conninfo, &problem)) == NULL)
+        die("%s", problem != NULL ? problem : "out of memory");
+    for (option = parsed; option != NULL && option->keyword != NULL; option++)
+        room++;
+    keywords = calloc((size_t) room, sizeof(*keywords));
+    values = calloc((size_t) room, sizeof(*values));
+    if (keywords == NULL || values == NULL)
+        die("out of memory");
+
+#define ADD(keyword, value) (keywords[count] = (keyword), values[count] = (value), count++)
+    /* libpq expands only the first dbname as a connection string; putting ours first keeps the string's literal. */
+    ADD("dbname", "replication");
+    for (option = parsed; option != NULL && option->keyword != NULL; option++)
+        if (option->val != NULL && option->val[0] != '\0')
+            ADD(option->keyword, option->val);
+    ADD("replication", "true");
+    ADD("fallback_application_name", progname);
+    if (set.host != NULL)
+        ADD("host", set.host);
+    if (set.user != NULL)
+        ADD("user", set.user);
+    if (set.port != NULL)
+        ADD("port", set.port);
+#undef ADD
+
+    conn = connect_with_password(keywords, values, count);
+    free(keywords);
+    free(values);
+    PQconninfoFree(parsed);
+    if (conn == NULL)
+        die("could not connect to server");
+    if (PQstatus(conn) != CONNECTION_OK)
+    {
+        say("error: ", "%s", PQerrorMessage(conn));
+        PQfinish(conn);
+        return NULL;
+    }
+    check_server(conn);
+    return conn;
+}
+
+/*
+ * Lends the connection to the library; exits where that cannot work. An encrypted session lives in libpq, not in its
+ * socket, so the library needs an unencrypted one. That is the user's to decide: nothing is downgraded silently.
+ */
+static receivewal *attach(PGconn *conn)
+{
+    receivewal_connection connection = RECEIVEWAL_CONNECTION_INIT;
+    receivewal *rw;
+
+    if (PQsslInUse(conn))
+    {
+        say("error: ", "the connection is encrypted with TLS, which this version does not support");
+        say("hint: ", "Connect through a Unix-domain socket, or with sslmode=disable over a network that you trust.");
+        exit(1);
+    }
+    if (PQgssEncInUse(conn))
+    {
+        say("error: ", "the connection is encrypted with GSSAPI, which is not supported");
+        say("hint: ", "Connect with gssencmode=disable.");
+        exit(1);
+    }
+    connection.fd = PQsocket(conn);
+    connection.server_version = PQserverVersion(conn);
+    if (receivewal_attach(&connection, &rw) != RECEIVEWAL_OK)
+    {
+        say_error(NULL);
+        exit(1);
+    }
+    return rw;
+}
+
+/* ------------------------------------------------------------------------------------------- receiving */
+
+/* "48.2 MB" */
+static const char *human_size(double bytes, char buffer[16])
+{
+    static const char *const units[] = { "bytes", "kB", "MB", "GB", "TB" };
+    size_t unit = 0;
+
+    for (; bytes >= 1024 && unit < 4; unit++)
+        bytes /= 1024;
+    snprintf(buffer, 16, unit == 0 ? "%.0f %s" : "%.1f %s", bytes, units[unit]);
+    return buffer;
+}
+
+static double seconds_now(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double) now.tv_sec + (double) now.tv_nsec / 1e9;
+}
+
+/* --progress: "0/5A000000, 48.2 MB/s, 2.1 GB behind, 0:00:44 to catch up" */
+static int on_progress(void *ctx, const receivewal_progress *progress)
+{
+    static double last_time, received_rate, lag_rate; /* seconds; bytes per second, averaged over a few events */
+    static uint64_t last_bytes, last_lag;
+    uint64_t lag = progress->server_lsn > progress->written_lsn ? progress->server_lsn - progress->written_lsn : 0;
+    double now = seconds_now(), elapsed = now - last_time;
+    char position[RECEIVEWAL_LSN_LEN], rate[16], behind[16], line[LIVE_LINE_LENGTH];
+    int length;
+
+    (void) ctx;
+    announce_stop();
+    if (progress->bytes < last_bytes || last_time == 0) /* a new receive, after a lost connection */
+        received_rate = lag_rate = 0;
+    else if (elapsed > 0)
+    {
+        received_rate += 0.4 * ((double) (progress->bytes - last_bytes) / elapsed - received_rate);
+        lag_rate += 0.4 * (((double) lag - (double) last_lag) / elapsed - lag_rate);
+    }
+    last_time = now;
+    last_bytes = progress->bytes;
+    last_lag = lag;
+
+    length = snprintf(line, sizeof(line), "%s, %s/s, ", receivewal_lsn_format(progress->written_lsn, position),
+                      human_size(received_rate, rate));
+    if (lag == 0)
+        snprintf(line + length, sizeof(line) - (size_t) length, "up to date");
+    else if (lag_rate < 0 && (double) lag / -lag_rate < 360000)
+    {
+        unsigned left = (unsigned) ((double) lag / -lag_rate);
+
+        snprintf(line + length, sizeof(line) - (size_t) length, "%s behind, %u:%02u:%02u to catch up",
+                 human_size((double) lag, behind), left / 3600, left / 60 % 60, left % 60);
+    }
+    else
+        snprintf(line + length, sizeof(line) - (size_t) length, "%s behind", human_size((double) lag, behind));
+    show_live_line(line);
+    return 0;
+}
+
+static void on_log(void *ctx, receivewal_log_level level, const char *text)
+{
+    (void) ctx;
+    announce_stop();
+    if (level >= RECEIVEWAL_LOG_ERROR)
+        return; /* the receive's result brings it */
+    if (level >= RECEIVEWAL_LOG_WARNING)
+        say("warning: ", "%s", text);
+    else if (level >= RECEIVEWAL_LOG_INFO || set.verbose)
+        say("", "%s", text);
+}
+
+/* Receives on a connection until something ends it, and closes the connection. */
+static receivewal_status receive(PGconn *conn)
+{
+    receivewal_options options = RECEIVEWAL_OPTIONS_INIT;
+    receivewal *rw = attach(conn);
+    receivewal_status status = RECEIVEWAL_ERR_STOPPED;
+
+    options.directory = set.directory;
+    options.slot = set.slot;
+    options.end_lsn = set.end_lsn;
+    options.status_interval = set.status_interval * 1000;
+    options.synchronous = set.synchronous;
+    options.no_sync = set.no_sync;
+    options.events.log = on_log;
+    if (set.progress && isatty(STDERR_FILENO))
+        options.events.progress = on_progress;
+
+    atomic_store(&receiving, rw);
+    if (!atomic_load(&stop_asked)) /* a signal that came before the handler could see rw */
+        status = receivewal_receive(rw, &options);
+    atomic_store(&receiving, NULL);
+
+    show_live_line("");
+    announce_stop();
+    if (status != RECEIVEWAL_OK && status != RECEIVEWAL_ERR_STOPPED)
+        say_error(rw);
+    receivewal_detach(rw);
+    PQfinish(conn);
+    return status;
+}
+
+/* Whether waiting may help: pg_receivewal tries again after all but these. */
+static bool may_pass(receivewal_status status)
+{
+    return status >= RECEIVEWAL_ERR_BAD_FD && status != RECEIVEWAL_ERR_ENCRYPTED &&
+           status != RECEIVEWAL_ERR_UNSUPPORTED && status != RECEIVEWAL_ERR_NO_DIRECTORY &&
+           status != RECEIVEWAL_ERR_FOREIGN && status != RECEIVEWAL_ERR_INTERNAL;
+}
+
+/* Receives on one connection after another. Returns the program's exit code. */
+static int receive_until_done(PGconn *conn)
+{
+    for (;;)
+    {
+        receivewal_status status = conn != NULL ? receive(conn) : RECEIVEWAL_ERR_CONNECTION;
+
+        if (status == RECEIVEWAL_OK || status == RECEIVEWAL_ERR_STOPPED)
+            return 0;
+        if (atomic_load(&stop_asked)) /* losing the connection while stopping loses nothing; a failed write would */
+            return status == RECEIVEWAL_ERR_CONNECTION ? 0 : 1;
+        if (!may_pass(status))
+            return 1;
+        if (set.no_loop)
+            die("disconnected");
+        say("", "disconnected; waiting %d seconds to try again", RECONNECT_SECONDS);
+        sleep_unless_stopped(RECONNECT_SECONDS);
+        announce_stop();
+        if (atomic_load(&stop_asked))
+            return 0;
+        conn = connect_to_server();
+    }
+}
+
+/* --create-slot and --drop-slot. Returns the program's exit code. */
+static int change_slot(PGconn *conn)
+{
+    receivewal *rw = attach(conn);
+    receivewal_status status;
+
+    if (set.verbose)
+        say("", "%s replication slot \"%s\"", set.drop_slot ? "dropping" : "creating", set.slot);
+    if (set.drop_slot)
+        status = receivewal_drop_slot(rw, set.slot, 0);
+    else
+        status = receivewal_create_slot(rw, set.slot, set.if_not_exists ? RECEIVEWAL_SLOT_IF_NOT_EXISTS : 0, NULL);
+    if (status != RECEIVEWAL_OK)
+        say_error(rw);
+    receivewal_detach(rw);
+    PQfinish(conn);
+    return status == RECEIVEWAL_OK ? 0 : 1;
+}
+
+/* --------------------------------------------------------------------------------------------- options */
+
+static void usage(void)
+{
+    printf("%s receives PostgreSQL streaming write-ahead logs.\n\n", progname);
+    printf("Usage:\n  %s [OPTION]...\n", progname);
+    printf("\nOptions:\n"
+           "  -D, --directory=DIR    receive write-ahead log files into this directory\n"
+           "  -E, --endpos=LSN       exit after receiving the specified LSN\n"
+           "      --if-not-exists    do not error if slot already exists when creating a slot\n"
+           "  -n, --no-loop          do not loop on connection lost\n"
+           "      --no-sync          do not wait for changes to be written safely to disk\n"
+           "  -s, --status-interval=SECS\n"
+           "                         time between status packets sent to server (default: %d)\n"
+           "  -S, --slot=SLOTNAME    replication slot to use\n"
+           "      --synchronous      flush write-ahead log immediately after writing\n"
+           "  -v, --verbose          output verbose messages\n"
+           "  -V, --version          output version information, then exit\n"
+           "  -Z, --compress=METHOD[:DETAIL]\n"
+           "                         compress as specified (this version: none)\n"
+           "  -?, --help             show this help, then exit\n",
+           set.status_interval);
+    printf("\nConnection options:\n"
+           "  -d, --dbname=CONNSTR   connection string\n"
+           "  -h, --host=HOSTNAME    database server host or socket directory\n"
+           "  -p, --port=PORT        database server port number\n"
+           "  -U, --username=NAME    connect as specified database user\n"
+           "  -w, --no-password      never prompt for password\n"
+           "  -W, --password         force password prompt (should happen automatically)\n");
+    printf("\nOptional actions:\n"
+           "      --create-slot      create a new replication slot (for the slot's name see --slot)\n"
+           "      --drop-slot        drop the replication slot (for the slot's name see --slot)\n");
+    printf("\nNot in PostgreSQL's pg_receivewal:\n"
+           "      --progress         show position, speed and lag on the terminal\n");
+    printf("\nThis is the receivewal program of libreceivewal %s.\n", receivewal_version_string());
+}
+
+static void version(void)
+{
+    /* Callers of pg_receivewal read PostgreSQL's version from the third word. */
+    if (strcmp(progname, "pg_receivewal") == 0)
+        printf("pg_receivewal (PostgreSQL) %s (libreceivewal %s)\n", POSTGRES_VERSION, receivewal_version_string());
+    else
+        printf("%s (libreceivewal) %s\n", progname, receivewal_version_string());
+}
+
+/* The whole number in an option's argument, blanks around it allowed. */
+static int number_option(const char *text, const char *option, int min, int max)
+{
+    char *end;
+    long value;
+
+    errno = 0;
+    value = strtol(text, &end, 10);
+    while (isspace((unsigned char) *end))
+        end++;
+    if (*end != '\0')
+        die("invalid value \"%s\" for option %s", text, option);
+    if (errno == ERANGE || value < min || value > max)
+        die("%s must be in range %d..%d", option, min, max);
+    return (int) value;
+}
+
+#define BAD_COMPRESSION "invalid compression specification: "
+
+/* What the DETAIL of --compress=METHOD:DETAIL asks for. */
+typedef struct compression
+{
+    long level;
+    bool workers, long_distance;
+} compression;
+
+static long compression_number(const char *option, const char *value)
+{
+    char *end;
+    long number;
+
+    if (value == NULL)
+        die(BAD_COMPRESSION "compression option \"%s\" requires a value", option);
+    number = strtol(value, &end, 10);
+    if (end == value || *end != '\0')
+        die(BAD_COMPRESSION "value for compression option \"%s\" must be an integer", option);
+    return number;
+}
+
+static bool is_boolean(const char *value)
+{
+    static const char *const booleans[] = { "yes", "no", "on", "off", "1", "0" };
+
+    for (size_t i = 0; i < sizeof(booleans) / sizeof(booleans[0]); i++)
+        if (strcasecmp(value, booleans[i]) == 0)
+            return true;
+    return false;
+}
+
+/* Reads DETAIL: a level alone, or a list of level=N, workers=N and long[=BOOLEAN]. Exits if it is anything else. */
+static void read_compression_detail(char *detail, compression *wanted)
+{
+    char *end, *next, *value;
+    long number = strtol(detail, &end, 10);
+
+    if (end != detail && *end == '\0')
+    {
+        wanted->level = number;
+        return;
+    }
+    for (char *item = detail; item != NULL; item = next)
+    {
+        if ((next = strchr(item, ',')) != NULL)
+            *next++ = '\0';
+        if ((value = strchr(item, '=')) != NULL)
+            *value++ = '\0';
+        if (strcmp(item, "level") == 0)
+            wanted->level = compression_number(item, value);
+        else if (strcmp(item, "workers") == 0)
+        {
+            compression_number(item, value);
+            wanted->workers = true;
+        }
+        else if (strcmp(item, "long") == 0)
+        {
+            if (value != NULL && !is_boolean(value))
+                die(BAD_COMPRESSION "value for compression option \"%s\" must be a Boolean value", item);
+            wanted->long_distance = true;
+        }
+        else if (item[0] == '\0')
+            die(BAD_COMPRESSION "found empty string where a compression option was expected");
+        else
+            die(BAD_COMPRESSION "unrecognized compression option: \"%s\"", item);
+    }
+}
+
+/*
+ * Checks the argument of --compress: METHOD[:DETAIL], or a number alone, which is a level of gzip, or none if it is 0.
+ * Exits unless it comes to "none".
+ */
+static void check_compression(const char *argument)
+{
+    static const struct { const char *name, *label; long min, max, normal; /* levels */ } methods[] = {
+        { "none", "none", 0, 0, 0 }, { "gzip", "gzip", 1, 9, -1 }, { "lz4", "LZ4", 1, 12, 0 },
+        { "zstd", "ZSTD", -131072, 22, 3 }
+    };
+    enum { NONE, GZIP, LZ4, ZSTD, UNKNOWN };
+    char *text = strdup(argument), *detail, *end;
+    const char *name = text;
+    compression wanted = { 0, false, false };
+    int method = NONE;
+    long number = strtol(argument, &end, 10);
+
+    if (text == NULL)
+        die("out of memory");
+    if (*end == '\0')
+    {
+        name = number != 0 ? "gzip" : "none";
+        detail = number != 0 ? text : NULL;
+    }
+    else if ((detail = strchr(text, ':')) != NULL)
+        *detail++ = '\0';
+
+    while (method < UNKNOWN && strcmp(methods[method].name, name) != 0)
+        method++;
+    if (method == UNKNOWN)
+        die("unrecognized compression algorithm: \"%s\"", name);
+
+    wanted.level = methods[method].normal;
+    if (detail != NULL)
+        read_compression_detail(detail, &wanted);
+    if (method == NONE && wanted.level != 0)
+        die(BAD_COMPRESSION "compression algorithm \"%s\" does not accept a compression level", name);
+    if ((wanted.level < methods[method].min || wanted.level > methods[method].max) &&
+        wanted.level != methods[method].normal)
+        die(BAD_COMPRESSION "compression algorithm \"%s\" expects a compression level between %ld and %ld "
+            "(default at %ld)", name, methods[method].min, methods[method].max, methods[method].normal);
+    if (wanted.workers && method != ZSTD)
+        die(BAD_COMPRESSION "compression algorithm \"%s\" does not accept a worker count", name);
+    if (wanted.long_distance && method != ZSTD)
+        die(BAD_COMPRESSION "compression algorithm \"%s\" does not support long-distance mode", name);
+    if (method == ZSTD)
+        die("compression with %s is not yet supported", methods[method].label);
+    if (method != NONE)
+        die(BAD_COMPRESSION "this build does not support compression with %s", methods[method].label);
+    free(text);
+}
+
+enum { OPT_CREATE_SLOT = 256, OPT_DROP_SLOT, OPT_IF_NOT_EXISTS, OPT_SYNCHRONOUS, OPT_NO_SYNC, OPT_PROGRESS };
+
+static void read_options(int argc, char **argv)
+{
+    static const struct option long_options[] = {
+        { "help", no_argument, NULL, '?' },
+        { "version", no_argument, NULL, 'V' },
+        { "directory", required_argument, NULL, 'D' },
+        { "dbname", required_argument, NULL, 'd' },
+        { "endpos", required_argument, NULL, 'E' },
+        { "host", required_argument, NULL, 'h' },
+        { "port", required_argument, NULL, 'p' },
+        { "username", required_argument, NULL, 'U' },
+        { "no-loop", no_argument, NULL, 'n' },
+        { "no-password", no_argument, NULL, 'w' },
+        { "password", no_argument, NULL, 'W' },
+        { "status-interval", required_argument, NULL, 's' },
+        { "slot", required_argument, NULL, 'S' },
+        { "verbose", no_argument, NULL, 'v' },
+        { "compress", required_argument, NULL, 'Z' },
+        { "create-slot", no_argument, NULL, OPT_CREATE_SLOT },
+        { "drop-slot", no_argument, NULL, OPT_DROP_SLOT },
+        { "if-not-exists", no_argument, NULL, OPT_IF_NOT_EXISTS },
+        { "synchronous", no_argument, NULL, OPT_SYNCHRONOUS },
+        { "no-sync", no_argument, NULL, OPT_NO_SYNC },
+        { "progress", no_argument, NULL, OPT_PROGRESS },
+        { NULL, 0, NULL, 0 }
+    };
+    unsigned high, low;
+    int c;
+
+    while ((c = getopt_long(argc, argv, "d:D:E:h:np:s:S:U:vwWZ:", long_options, NULL)) != -1)
+        switch (c)
+        {
+            case 'd': set.conninfo = optarg; break;
+            case 'D': set.directory = optarg; break;
+            case 'E':
+                /* Not receivewal_lsn_parse: scripts pass what psql prints, with blanks around it. */
+                if (sscanf(optarg, "%X/%X", &high, &low) != 2)
+                    die("could not parse end position \"%s\"", optarg);
+                set.end_lsn = (receivewal_lsn) high << 32 | low;
+                break;
+            case 'h': set.host = optarg; break;
+            case 'n': set.no_loop = true; break;
+            case 'p': set.port = optarg; break;
+            case 's': set.status_interval = number_option(optarg, "-s/--status-interval", 0, INT_MAX / 1000); break;
+            case 'S': set.slot = optarg; break;
+            case 'U': set.user = optarg; break;
+            case 'v': set.verbose = true; break;
+            case 'w': set.password = -1; break;
+            case 'W': set.password = 1; break;
+            case 'Z': set.compress = optarg; break;
+            case OPT_CREATE_SLOT: set.create_slot = true; break;
+            case OPT_DROP_SLOT: set.drop_slot = true; break;
+            case OPT_IF_NOT_EXISTS: set.if_not_exists = true; break;
+            case OPT_SYNCHRONOUS: set.synchronous = true; break;
+            case OPT_NO_SYNC: set.no_sync = true; break;
+            case OPT_PROGRESS: set.progress = true; break;
+            default: die_with_hint(NULL); /* getopt_long has said what is wrong */
+        }
+    if (optind < argc)
+        die_with_hint("too many command-line arguments (first is \"%s\")", argv[optind]);
+}
+
+/* Checks what the options mean together, in pg_receivewal's order. */
+static void check_options(void)
+{
+    if (set.drop_slot && set.create_slot)
+        die_with_hint("cannot use --create-slot together with --drop-slot");
+    if (set.slot == NULL && (set.drop_slot || set.create_slot))
+        die_with_hint("%s needs a slot to be specified using --slot", set.drop_slot ? "--drop-slot" : "--create-slot");
+    if (set.synchronous && set.no_sync)
+        die_with_hint("cannot use --synchronous together with --no-sync");
+    if (set.directory == NULL && !set.drop_slot && !set.create_slot)
+        die_with_hint("no target directory specified");
+    if (set.compress != NULL)
+        check_compression(set.compress);
+    if (!set.drop_slot && !set.create_slot)
+    {
+        DIR *directory = opendir(set.directory);
+
+        if (directory == NULL)
+            die("could not open directory \"%s\": %s", set.directory, strerror(errno));
+        closedir(directory);
+    }
+}
+
+int main(int argc, char **argv)
+{
+    const char *slash = strrchr(argv[0], '/');
+    PGconn *conn;
+
+    progname = slash != NULL ? slash + 1 : argv[0];
+    if (argc > 1 && (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-?") == 0))
+    {
+        usage();
+        return 0;
+    }
+    if (argc > 1 && (strcmp(argv[1], "--version") == 0 || strcmp(argv[1], "-V") == 0))
+    {
+        version();
+        return 0;
+    }
+    read_options(argc, argv);
+    check_options();
+
+    /* Signals keep their default until here, so that they end a password prompt. */
+    conn = connect_to_server();
+    if (conn == NULL)
+        return 1;
+    catch_signals();
+    return set.create_slot || set.drop_slot ? change_slot(conn) : receive_until_done(conn);
+}
