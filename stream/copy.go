@@ -410,9 +410,6 @@ func (c *copyStream) publish(state State) {
 // flush makes everything written durable and ends the writer. However long the disk takes, the server gets its status
 // updates meanwhile; if it cannot be reached any more, that shows later.
 func (c *copyStream) flush() error {
-	if name := c.w.Partial(); name != "" {
-		c.o.Events.log(slog.LevelInfo, "not renaming \""+name+"\", segment is not complete")
-	}
 	closed := make(chan error, 1)
 	go func() {
 		closed <- c.w.Close()
@@ -424,6 +421,9 @@ func (c *copyStream) flush() error {
 		case err := <-closed:
 			for _, e := range c.w.Events() {
 				c.tell(e)
+			}
+			if name := c.w.Partial(); name != "" {
+				c.o.Events.log(slog.LevelInfo, "not renaming \""+name+"\", segment is not complete")
 			}
 			return err
 		default:
