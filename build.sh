@@ -117,21 +117,28 @@ build_headers() {
 # The library that hosts link: plain C.
 build_loader() {
     compile build/lib/libreceivewal.so.1 loader/* include/*.h -- \
-        -fPIC -shared -fvisibility=hidden -Iinclude loader/*.c \
-        -Wl,-soname,libreceivewal.so.1 -Wl,--version-script=loader/receivewal.map \
-        -Wl,-z,defs -Wl,-z,relro,-z,now -ldl -pthread
+        -fPIC -shared -fvisibility=hidden "-DHEADER_HASH=$(headers_hash)" -Iinclude loader/*.c \
+        -Wl,-soname,libreceivewal.so.1 -Wl,--version-script=loader/libreceivewal.map \
+        -Wl,-z,defs -Wl,-z,nodelete -Wl,-z,relro,-z,now -ldl -pthread
     ln -sf libreceivewal.so.1 build/lib/libreceivewal.so
 }
 
-# The Go core that it loads. Go's build cache doesn't look at C headers outside the package, so their hash is among the flags.
+# Both libraries carry the hash of the headers between them: two that do not belong together refuse each other. It is also what makes Go
+# compile anew when a header has changed, since its build cache doesn't look at C headers outside the package.
+headers_hash() {
+    cat include/*.h loader/core.h | sha256sum | cut -c 1-16
+}
+
+# The Go core that it loads.
 build_core() {
-    local headers
-    headers=$(cat include/*.h loader/*.h | sha256sum | cut -c 1-16)
+    local overlay
     mkdir -p build/lib
-    CGO_ENABLED=1 CC=$CC CGO_CFLAGS="-O2 -g -DRECEIVEWAL_HEADERS=0x$headers" \
-        go build -trimpath -buildmode=c-shared \
-        -ldflags '-extldflags "-Wl,-soname,libreceivewal-core.so.1 -Wl,-z,relro,-z,now"' \
+    overlay=$(capi/runtime-overlay.sh build/overlay)
+    CGO_ENABLED=1 CC=$CC CGO_CFLAGS="-O2 -g -DHEADER_HASH=$(headers_hash)" \
+        go build -trimpath -buildmode=c-shared -overlay "$overlay" \
+        -ldflags "-X runtime.godebugDefault=asyncpreemptoff=1 -extldflags '-Wl,-soname,libreceivewal-core.so.1 -Wl,-z,relro,-z,now -Wl,--version-script=$PWD/capi/core.map'" \
         -o build/lib/libreceivewal-core.so.1 ./capi
+    chmod 755 build/lib/libreceivewal-core.so.1
     rm -f build/lib/libreceivewal-core.so.h build/lib/libreceivewal-core.so # Go's own header; the core has no public one
 }
 

@@ -70,7 +70,7 @@ func (o *Options) check() error {
 // (ErrStopped, with the callback's error), or until something fails. It blocks, and it alone calls the callbacks.
 //
 // In every case what was written is left so that the next Receive continues it; see Usable for the connection.
-func (s *Session) Receive(ctx context.Context, o Options) error {
+func (s *Session) Receive(ctx context.Context, o Options) (err error) {
 	if err := o.check(); err != nil {
 		return err
 	}
@@ -91,11 +91,12 @@ func (s *Session) Receive(ctx context.Context, o Options) error {
 	if r.dir, err = segment.Open(segment.OS, o.Directory); err != nil {
 		return err
 	}
-	err = r.persist(ctx)
-	if closeErr := r.dir.Close(); err == nil {
-		err = closeErr
-	}
-	return err
+	defer func() {
+		if closeErr := r.dir.Close(); err == nil {
+			err = closeErr
+		}
+	}()
+	return r.persist(ctx)
 }
 
 // receiver is one Receive.
