@@ -130,6 +130,7 @@ type terminal struct {
 	*process
 	master *os.File
 	seen   lockedBuffer
+	closed chan struct{} // by the program, and all of it seen
 }
 
 // onTerminal starts a program with a new terminal as its controlling one, and as its standard input, output and error.
@@ -157,9 +158,16 @@ func onTerminal(t *testing.T, program program, args ...string) *terminal {
 	cmd.Env = []string{"LC_ALL=C", "HOME=/nonexistent"}
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = slave, slave, slave
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
-	term := &terminal{process: startCommand(t, cmd), master: master}
-	go io.Copy(&term.seen, master)
+	term := &terminal{process: startCommand(t, cmd), master: master, closed: make(chan struct{})}
+	go func() { io.Copy(&term.seen, master); close(term.closed) }()
 	return term
+}
+
+func (term *terminal) wait() result {
+	term.t.Helper()
+	r := term.process.wait()
+	<-term.closed
+	return r
 }
 
 func (term *terminal) expect(text string) {
@@ -188,7 +196,7 @@ func TestPasswordOnTerminal(t *testing.T) {
 // --progress draws one line on a terminal, which messages replace and which is gone in the end; elsewhere it prints nothing.
 func TestProgress(t *testing.T) {
 	c := pg.New(t, pg.Options{SegmentSizeMB: 1})
-	args := append([]string{"-D", t.TempDir(), "--progress", "-v"}, c.ConnArgs()...)
+	args := append([]string{"-D", t.TempDir(), "--progress", "-v", "-s", "1"}, c.ConnArgs()...)
 	term := onTerminal(t, ours(t), args...)
 	c.WaitStreaming("pg_receivewal")
 	c.Generate(3)
