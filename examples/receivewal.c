@@ -372,6 +372,7 @@ static int on_progress(void *ctx, const receivewal_progress *progress)
 {
     static double last_time, received_rate, lag_rate; /* seconds; bytes per second, averaged over a few events */
     static uint64_t last_bytes, last_lag;
+    static int events; /* of this receive */
     uint64_t lag = progress->server_lsn > progress->written_lsn ? progress->server_lsn - progress->written_lsn : 0;
     double now = seconds_now(), elapsed = now - last_time;
     char position[RECEIVEWAL_LSN_LEN], rate[16], behind[16], line[LIVE_LINE_LENGTH];
@@ -379,16 +380,19 @@ static int on_progress(void *ctx, const receivewal_progress *progress)
 
     (void) ctx;
     announce_stop();
-    if (progress->bytes < last_bytes || last_time == 0) /* a new receive, after a lost connection */
-        received_rate = lag_rate = 0;
-    else if (elapsed > 0)
+    if (progress->bytes < last_bytes) /* a new receive, after a lost connection */
+        events = 0;
+    if (events == 0 || elapsed > 0.1)
     {
-        received_rate += 0.4 * ((double) (progress->bytes - last_bytes) / elapsed - received_rate);
-        lag_rate += 0.4 * (((double) lag - (double) last_lag) / elapsed - lag_rate);
+        double weight = events <= 1 ? 1 : 0.4;
+
+        received_rate += weight * (events == 0 ? 0 : (double) (progress->bytes - last_bytes) / elapsed - received_rate);
+        lag_rate += weight * (events == 0 ? 0 : ((double) lag - (double) last_lag) / elapsed - lag_rate);
+        last_time = now;
+        last_bytes = progress->bytes;
+        last_lag = lag;
+        events++;
     }
-    last_time = now;
-    last_bytes = progress->bytes;
-    last_lag = lag;
 
     length = snprintf(line, sizeof(line), "%s, %s/s, ", receivewal_lsn_format(progress->written_lsn, position),
                       human_size(received_rate, rate));

@@ -1,0 +1,520 @@
+package stream
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"log/slog"
+	"sync/atomic"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgproto3"
+
+	"libreceivewal/segment"
+)
+
+// The payloads of CopyData in physical replication
+// (https://www.postgresql.org/docs/current/protocol-replication.html#PROTOCOL-REPLICATION-XLOGDATA).
+const (
+	payloadWAL       = 'w'
+	payloadKeepalive = 'k'
+	payloadStatus    = 'r'
+
+	walHeaderSize     = 1 + 8 + 8 + 8 // type, start LSN, server's end of WAL, server's clock
+	keepaliveSize     = 1 + 8 + 8 + 1 // type, server's end of WAL, server's clock, reply requested
+	statusMessageSize = headerSize + 1 + 8 + 8 + 8 + 8 + 1
+)
+
+// replyPatience is how long the answer to a keepalive waits for a flush that it is to report.
+const replyPatience = 500 * time.Millisecond
+
+// copyStream is one timeline's stream: the connection is in COPY mode from the beginning to the end of run.
+type copyStream struct {
+	*receiver
+	c *wire
+	w *segment.Writer
+
+	payload int         // bytes of the current WAL message's data that are still to come
+	next    segment.LSN // where they begin
+
+	news       atomic.Bool // the writer's syncer has something to tell
+	reported   segment.LSN // the flushed position that was sent last
+	lastStatus time.Time
+	owed       time.Time // since when the server waits for a reply; zero: it doesn't
+	shown      time.Time // when the last progress event was
+	changed    bool      // something has happened since then
+
+	server serverClock
+	bytes  uint64
+}
+
+// serverClock is what the server said last of itself.
+type serverClock struct {
+	end      segment.LSN
+	time     int64 // microseconds since 2000-01-01 UTC
+	received time.Time
+}
+
+// ending is how COPY mode ends.
+type ending int
+
+const (
+	goingOn     ending = iota
+	endReached         // the end LSN was passed: we end it
+	endStopped         // somebody wants to stop: we end it
+	endTimeline        // the server has sent CopyDone
+)
+
+func newCopyStream(r *receiver) *copyStream {
+	c := &copyStream{receiver: r, c: r.s.wire, next: r.start}
+	c.w = r.dir.NewWriter(segment.WriterOptions{
+		Timeline:         r.timeline,
+		Start:            r.start,
+		Size:             r.sys.SegmentSize,
+		SystemIdentifier: r.sys.SystemIdentifier,
+		History:          r.history,
+		NoSync:           r.o.NoSync,
+		Notify: func() {
+			c.news.Store(true)
+			c.c.wake()
+		},
+	})
+	c.lastStatus = time.Now()
+	return c
+}
+
+// run streams until the timeline's or the caller's end. Whatever happens, what was written is then durable, or
+// known not to be, and the connection is idle again unless it is lost.
+func (c *copyStream) run(ctx context.Context) (*nextTimeline, error) {
+	c.publish(StateStreaming)
+	end, err := c.loop(ctx)
+	c.publish(StateStopping)
+	if flushErr := c.flush(); err == nil {
+		err = flushErr
+	}
+	c.publish(StateStopping)
+	if err != nil {
+		c.leave(ctx, err)
+		return nil, err
+	}
+	next, err := c.finish(ctx, end)
+	switch end {
+	case endStopped:
+		err = c.stopped(ctx)
+	case endReached:
+		err = nil // all that was asked for is there; Usable tells what has become of the connection
+	}
+	return next, err
+}
+
+// loop is the COPY loop.
+func (c *copyStream) loop(ctx context.Context) (ending, error) {
+	for {
+		if err := c.settle(); err != nil {
+			return goingOn, err
+		}
+		if c.stopped(ctx) != nil {
+			return endStopped, nil
+		}
+		if end, err := c.consume(); end != goingOn || err != nil {
+			return end, err
+		}
+		if c.o.Synchronous {
+			c.w.Flush()
+		}
+		if err := c.keepUp(time.Now()); err != nil {
+			return goingOn, err
+		}
+		if err := c.await(); err != nil {
+			return goingOn, err
+		}
+	}
+}
+
+// await waits for the server, the syncer, a stop or the time of the next status update. While the disk is behind,
+// it doesn't read: the server has to wait.
+func (c *copyStream) await() error {
+	deadline := c.deadline()
+	if !c.w.Ready() {
+		c.c.wait(deadline)
+		return nil
+	}
+	_, err := c.c.read(bufferSize, deadline)
+	return err
+}
+
+// consume takes apart what was read.
+func (c *copyStream) consume() (ending, error) {
+	for c.w.Ready() {
+		if c.payload > 0 {
+			data := c.c.buffered()
+			if len(data) == 0 {
+				return goingOn, nil
+			}
+			if end, err := c.store(data[:min(len(data), c.payload)]); end != goingOn || err != nil {
+				return end, err
+			}
+			continue
+		}
+		end, more, err := c.take()
+		if end != goingOn || err != nil || !more {
+			return end, err
+		}
+	}
+	return goingOn, nil
+}
+
+// store writes a piece of WAL data.
+func (c *copyStream) store(data []byte) (ending, error) {
+	n, err := c.w.Append(c.next, data)
+	if err != nil {
+		return goingOn, err
+	}
+	c.c.used(n)
+	c.payload -= n
+	c.next += segment.LSN(n)
+	c.bytes += uint64(n)
+	c.changed = true
+	// As in pg_receivewal, the end is looked for where a message or a segment ends.
+	if (c.payload == 0 || c.sys.SegmentSize.Offset(c.next) == 0) && c.reached(c.next) {
+		return endReached, nil
+	}
+	return goingOn, nil
+}
+
+// take takes one message from the buffer; of WAL data only the header. more is false if it isn't all there.
+func (c *copyStream) take() (end ending, more bool, err error) {
+	kind, length, ok, err := c.c.header()
+	if err != nil || !ok {
+		return goingOn, false, err
+	}
+	if kind == typeCopyData && length > 0 {
+		b := c.c.buffered()
+		if len(b) == headerSize {
+			return goingOn, false, nil
+		}
+		if b[headerSize] == payloadWAL {
+			return c.takeWAL(b[headerSize:], length)
+		}
+	}
+	if length > maxMessage {
+		return goingOn, false, fail(ErrProtocol, "the server sent a message of type %q with %d bytes", kind, length)
+	}
+	body, missing := c.c.body(length)
+	if missing > 0 {
+		return goingOn, false, nil
+	}
+	switch kind {
+	case typeCopyData:
+		return goingOn, true, c.takeKeepalive(body)
+	case typeCopyDone:
+		return endTimeline, false, nil
+	case typeErrorResponse:
+		var m pgproto3.ErrorResponse
+		if err := decode(&m, body); err != nil {
+			return goingOn, false, err
+		}
+		return goingOn, false, streamFailure(newServerError(&m))
+	case typeCommandComplete:
+		// A server that shuts down ends COPY without CopyDone, once all was sent and confirmed (WalSndDone in walsender.c).
+		return goingOn, false, fail(ErrConnectionLost, "replication stream was terminated before stop point")
+	}
+	asynchronous, err := c.s.asynchronous(kind, body)
+	if err == nil && !asynchronous {
+		err = unexpected(kind, "START_REPLICATION")
+	}
+	return goingOn, true, err
+}
+
+// takeWAL takes the header of WAL data.
+func (c *copyStream) takeWAL(b []byte, length int) (ending, bool, error) {
+	if length < walHeaderSize {
+		return goingOn, false, fail(ErrProtocol, "streaming header too small: %d", length)
+	}
+	if len(b) < walHeaderSize {
+		return goingOn, false, nil
+	}
+	begin := segment.LSN(binary.BigEndian.Uint64(b[1:]))
+	c.heard(b[9:])
+	c.c.used(headerSize + walHeaderSize)
+	if begin != c.next {
+		return goingOn, false, fail(segment.ErrGap, "got WAL data at %s, expected %s", begin, c.next)
+	}
+	c.payload = length - walHeaderSize
+	return goingOn, true, nil
+}
+
+// takeKeepalive takes a keepalive.
+func (c *copyStream) takeKeepalive(body []byte) error {
+	if len(body) == 0 || body[0] != payloadKeepalive {
+		kind := byte(0)
+		if len(body) > 0 {
+			kind = body[0]
+		}
+		return fail(ErrProtocol, "unrecognized streaming header: %q", kind)
+	}
+	if len(body) < keepaliveSize {
+		return fail(ErrProtocol, "streaming header too small: %d", len(body))
+	}
+	c.heard(body[1:])
+	if body[keepaliveSize-1] == 0 {
+		return nil
+	}
+	// The reply waits for a flush, if it reports one: a server that shuts down waits for everything to be flushed.
+	c.w.Flush()
+	if c.owed.IsZero() {
+		c.owed = time.Now()
+	}
+	return nil
+}
+
+// heard notes the server's end of WAL and clock.
+func (c *copyStream) heard(b []byte) {
+	c.server = serverClock{segment.LSN(binary.BigEndian.Uint64(b)), int64(binary.BigEndian.Uint64(b[8:])), time.Now()}
+	c.changed = true
+}
+
+// settle passes on what the writer's syncer has done, and reports it to the server where it waits for that.
+func (c *copyStream) settle() error {
+	if !c.news.Swap(false) {
+		return nil
+	}
+	for _, e := range c.w.Events() {
+		c.tell(e)
+	}
+	if err := c.w.Err(); err != nil {
+		return err
+	}
+	c.changed = true
+	if c.o.Synchronous && c.w.Flushed() > c.reported {
+		return c.sendStatus()
+	}
+	return nil
+}
+
+// tell tells the caller of a segment.
+func (c *copyStream) tell(e segment.Event) {
+	size := c.sys.SegmentSize
+	s := Segment{Name: e.Name, Timeline: e.ID.Timeline, LSN: e.ID.LSN(size), EndLSN: e.ID.End(size), Size: size}
+	callback := c.o.Events.SegmentOpened
+	if e.Complete {
+		callback = c.o.Events.SegmentCompleted
+		c.debugf("finished segment at %s (timeline %d)", s.EndLSN, s.Timeline)
+		c.s.setProgress(func(p *Progress) { p.Segments++ })
+	}
+	if callback != nil {
+		c.stopOn(callback(s))
+	}
+}
+
+// keepUp does what is due at a time: the reply to a keepalive, a status update, a progress event.
+func (c *copyStream) keepUp(now time.Time) error {
+	if c.statusDue(now) {
+		if err := c.sendStatus(); err != nil {
+			return err
+		}
+	}
+	if c.changed {
+		c.publish(StateStreaming)
+		if e := c.o.Events.Progress; e != nil && now.Sub(c.shown) >= c.o.ProgressInterval {
+			c.shown, c.changed = now, false
+			c.stopOn(e(c.s.Progress()))
+		}
+	}
+	return nil
+}
+
+// statusDue tells whether it is time for a status update.
+func (c *copyStream) statusDue(now time.Time) bool {
+	return c.replyDue(now) || c.o.StatusInterval > 0 && now.Sub(c.lastStatus) >= c.o.StatusInterval
+}
+
+// replyDue tells whether a reply is owed, and there is nothing to wait for any more.
+func (c *copyStream) replyDue(now time.Time) bool {
+	if c.owed.IsZero() {
+		return false
+	}
+	return !c.reportsFlush() || c.w.Flushed() >= c.w.Written() || now.Sub(c.owed) >= replyPatience
+}
+
+// deadline is when keepUp has to be called at the latest; zero: never.
+func (c *copyStream) deadline() time.Time {
+	var first time.Time
+	earlier := func(t time.Time) {
+		if first.IsZero() || t.Before(first) {
+			first = t
+		}
+	}
+	if c.o.StatusInterval > 0 {
+		earlier(c.lastStatus.Add(c.o.StatusInterval))
+	}
+	if !c.owed.IsZero() {
+		earlier(c.owed.Add(replyPatience))
+	}
+	if c.changed && c.o.Events.Progress != nil {
+		earlier(c.shown.Add(c.o.ProgressInterval))
+	}
+	return first
+}
+
+// reportsFlush tells whether the server is told the flushed position. Without a slot, a receiver that does not flush
+// at once should not count as a synchronous standby (ReceiveXlogStream in receivelog.c).
+func (c *copyStream) reportsFlush() bool { return c.o.Slot != "" || c.o.Synchronous }
+
+// sendStatus sends a standby status update.
+func (c *copyStream) sendStatus() error {
+	now := time.Now()
+	var flushed segment.LSN
+	if c.reportsFlush() {
+		flushed = c.w.Flushed()
+	}
+	var m [statusMessageSize]byte
+	m[0] = typeCopyData
+	binary.BigEndian.PutUint32(m[1:], statusMessageSize-1)
+	m[5] = payloadStatus
+	binary.BigEndian.PutUint64(m[6:], uint64(c.w.Written()))
+	binary.BigEndian.PutUint64(m[14:], uint64(flushed))
+	// m[22:30]: the applied position. Nothing is ever applied.
+	binary.BigEndian.PutUint64(m[30:], uint64(now.UnixMicro()-postgresEpoch))
+	if err := c.c.write(m[:]); err != nil {
+		return err
+	}
+	c.lastStatus, c.reported = now, flushed
+	if c.w.Flushed() >= c.w.Written() || !c.reportsFlush() {
+		c.owed = time.Time{}
+	} else if !c.owed.IsZero() {
+		c.owed = now // an answer before the flush; another one follows it
+	}
+	return nil
+}
+
+// postgresEpoch is 2000-01-01 UTC in microseconds since 1970: PostgreSQL's clock begins there.
+const postgresEpoch = 946684800 * 1000000
+
+// publish makes the progress visible to everybody.
+func (c *copyStream) publish(state State) {
+	written, flushed := c.w.Written(), c.w.Flushed()
+	name := segment.At(c.timeline, written, c.sys.SegmentSize).Name(c.sys.SegmentSize)
+	c.s.setProgress(func(p *Progress) {
+		p.State, p.Timeline, p.WrittenLSN, p.FlushedLSN = state, c.timeline, written, flushed
+		p.Bytes += c.bytes
+		p.Segment = name
+		if !c.server.received.IsZero() {
+			p.ServerLSN = c.server.end
+			p.ServerTime, p.ReceivedTime = time.UnixMicro(c.server.time+postgresEpoch), c.server.received
+		}
+	})
+	c.bytes = 0
+}
+
+// flush makes everything written durable and ends the writer. However long the disk takes, the server gets its status
+// updates meanwhile; if it cannot be reached any more, that shows later.
+func (c *copyStream) flush() error {
+	closed := make(chan error, 1)
+	go func() {
+		closed <- c.w.Close()
+		c.c.wake()
+	}()
+	var lost error
+	for {
+		select {
+		case err := <-closed:
+			for _, e := range c.w.Events() {
+				c.tell(e)
+			}
+			if name := c.w.Partial(); name != "" {
+				c.o.Events.log(slog.LevelInfo, "not renaming \""+name+"\", segment is not complete")
+			}
+			return err
+		default:
+		}
+		c.c.wait(c.deadline())
+		if now := time.Now(); lost == nil && c.statusDue(now) {
+			lost = c.sendStatus()
+		} else if lost != nil {
+			c.lastStatus, c.owed = now, time.Time{}
+		}
+	}
+}
+
+// drainTime is how long the server may take to end COPY.
+const drainTime = 10 * time.Second
+
+// finish ends COPY mode after all is flushed: a last status update, CopyDone, and the server's answers up to
+// ReadyForQuery. It returns the next timeline if the server was at the end of this one.
+func (c *copyStream) finish(ctx context.Context, end ending) (*nextTimeline, error) {
+	if err := c.sendStatus(); err != nil {
+		return nil, err
+	}
+	if err := c.c.send(&pgproto3.CopyDone{}); err != nil {
+		return nil, err
+	}
+	rows, err := c.drain(ctx)
+	if err != nil || end != endTimeline {
+		return nil, err
+	}
+	return c.parseNext(rows, c.w.Written())
+}
+
+// leave brings the connection back to idle after an error in the middle of the stream, unless the connection itself is
+// what failed. An error of its own on the way changes nothing: Usable tells the result.
+func (c *copyStream) leave(ctx context.Context, err error) {
+	var refused *ServerError
+	switch {
+	case errors.Is(err, ErrConnectionLost), errors.Is(err, ErrProtocol), errors.Is(err, ErrEncrypted):
+	case errors.As(err, &refused):
+		c.drain(ctx) // the server has ended COPY itself
+	default:
+		c.finish(ctx, endStopped)
+	}
+}
+
+// drain reads what the server sends after COPY has ended, up to ReadyForQuery: data that was on its way, which is not
+// wanted any more, and at the end of a timeline a row with the next one.
+func (c *copyStream) drain(ctx context.Context) (rows [][][]byte, err error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTime)
+	defer cancel()
+	defer context.AfterFunc(ctx, c.c.wake)()
+	for c.payload > 0 {
+		n := min(c.payload, len(c.c.buffered()))
+		c.c.used(n)
+		c.payload -= n
+		if c.payload > 0 {
+			if err := c.s.read(ctx, c.payload); err != nil {
+				return nil, err
+			}
+		}
+	}
+	var failed error
+	for {
+		kind, body, err := c.s.message(ctx)
+		if err != nil {
+			return nil, err
+		}
+		switch kind {
+		case typeCopyData, typeCopyDone, typeRowDescription, typeCommandComplete:
+		case typeDataRow:
+			row, err := decodeRow(body)
+			if err != nil {
+				return nil, err
+			}
+			if rows = append(rows, row); len(rows) > maxRows {
+				return nil, fail(ErrProtocol, "the server sent too many rows at the end of the stream")
+			}
+		case typeErrorResponse:
+			var m pgproto3.ErrorResponse
+			if err := decode(&m, body); err != nil {
+				return nil, err
+			}
+			e := newServerError(&m)
+			failed = streamFailure(e)
+			if e.fatal() {
+				return nil, failed
+			}
+		case typeReadyForQuery:
+			return rows, errors.Join(failed, c.s.idle(ctx))
+		default:
+			return nil, unexpected(kind, "CopyDone")
+		}
+	}
+}

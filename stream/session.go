@@ -1,0 +1,290 @@
+package stream
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgproto3"
+)
+
+// SessionOptions says what is known of a connection beforehand.
+type SessionOptions struct {
+	ServerVersion int // as server_version_num: 150018 for 15.18; 0: not known
+}
+
+// Session is the use of one connection for replication. One operation runs at a time; another one at the same time is
+// ErrBusy. Progress and Usable may be called by any goroutine at any time.
+type Session struct {
+	wire          *wire
+	serverVersion int
+
+	busy   atomic.Bool
+	usable atomic.Bool // no answer is outstanding: the server is in ReadyForQuery
+	log    func(level slog.Level, text string)
+
+	mu       sync.Mutex
+	progress Progress
+}
+
+// NewSession makes a Session of a connection that is established with replication=true, authenticated and idle. Messages of the
+// authentication may still be unread on it. The connection stays the caller's: a Session never closes it, and
+// leaves it without deadlines.
+func NewSession(conn net.Conn, o SessionOptions) *Session {
+	s := &Session{wire: newWire(conn), serverVersion: o.ServerVersion}
+	s.usable.Store(true)
+	return s
+}
+
+// Usable tells whether the connection is idle in ReadyForQuery, so that its owner can go on using it.
+func (s *Session) Usable() bool { return s.usable.Load() && !s.busy.Load() }
+
+// begin claims the session for one operation, which ctx can wake. The returned function ends it.
+func (s *Session) begin(ctx context.Context) (end func(), err error) {
+	if !s.busy.CompareAndSwap(false, true) {
+		return nil, ErrBusy
+	}
+	if !s.usable.Load() {
+		s.busy.Store(false)
+		return nil, fail(ErrConnectionLost, "the connection is not idle: an earlier operation on it failed")
+	}
+	woken := make(chan struct{})
+	cancel := context.AfterFunc(ctx, func() {
+		defer close(woken)
+		s.wire.wake()
+	})
+	return func() {
+		if !cancel() {
+			<-woken
+		}
+		s.wire.release()
+		s.log = nil
+		s.busy.Store(false)
+	}, nil
+}
+
+func (s *Session) logf(level slog.Level, text string) {
+	if s.log != nil {
+		s.log(level, text)
+	}
+}
+
+// stopGrace is how long the answer to a command is waited for after a stop: with the answer unread, the
+// connection would be lost.
+const stopGrace = 5 * time.Second
+
+// message reads the next message that belongs to an answer. Messages that may come at any time are dealt with on the way.
+// Not a byte beyond the message is read, so that nothing of the connection's later life is lost here.
+func (s *Session) message(ctx context.Context) (kind byte, body []byte, err error) {
+	for {
+		kind, body, err = s.anyMessage(ctx)
+		if err != nil {
+			s.usable.Store(false)
+			return 0, nil, err
+		}
+		asynchronous, err := s.asynchronous(kind, body)
+		if err != nil {
+			s.usable.Store(false)
+			return 0, nil, err
+		}
+		if !asynchronous {
+			return kind, body, nil
+		}
+	}
+}
+
+func (s *Session) anyMessage(ctx context.Context) (byte, []byte, error) {
+	for {
+		kind, length, ok, err := s.wire.header()
+		if err != nil {
+			return 0, nil, err
+		}
+		missing := headerSize - len(s.wire.buffered())
+		if ok {
+			if length > maxMessage {
+				return 0, nil, fail(ErrProtocol, "the server sent a message of type %q with %d bytes", kind, length)
+			}
+			var body []byte
+			if body, missing = s.wire.body(length); missing == 0 {
+				return kind, body, nil
+			}
+		}
+		if err := s.read(ctx, missing); err != nil {
+			return 0, nil, err
+		}
+	}
+}
+
+// read waits for some of the next n bytes: for ever, or for stopGrace once ctx has ended.
+func (s *Session) read(ctx context.Context, n int) error {
+	var limit time.Time
+	for {
+		got, err := s.wire.read(min(n, bufferSize), limit)
+		if err != nil || got {
+			return err
+		}
+		if ctx.Err() == nil {
+			continue // woken by something else
+		}
+		if limit.IsZero() {
+			limit = time.Now().Add(stopGrace)
+		} else if time.Now().After(limit) {
+			return fail(ErrStopped, "stopped; the server did not answer")
+		}
+	}
+}
+
+// asynchronous deals with a message that the server may send at any time
+// (https://www.postgresql.org/docs/current/protocol-flow.html#PROTOCOL-ASYNC); false for every other.
+func (s *Session) asynchronous(kind byte, body []byte) (bool, error) {
+	switch kind {
+	case typeNoticeResponse:
+		var m pgproto3.NoticeResponse
+		if err := decode(&m, body); err != nil {
+			return true, err
+		}
+		e := pgproto3.ErrorResponse(m)
+		s.logf(slog.LevelInfo, oneLine(newServerError(&e).Error()))
+	case typeParameterStatus:
+		var m pgproto3.ParameterStatus
+		if err := decode(&m, body); err != nil {
+			return true, err
+		}
+		if m.Name == "server_version" && s.serverVersion == 0 {
+			s.serverVersion = parseVersion(m.Value)
+		}
+	case typeNotification:
+	default:
+		return false, nil
+	}
+	return true, nil
+}
+
+// parseVersion makes a server_version_num of a server_version: 150018 of "15.18 (Debian 15.18-0)", 90603 of "9.6.3".
+func parseVersion(version string) int {
+	number, _, _ := strings.Cut(version, " ")
+	var part [3]int
+	for i, text := range strings.SplitN(number, ".", 3) {
+		end := strings.IndexFunc(text, func(r rune) bool { return r < '0' || r > '9' }) // "19devel", "18beta1"
+		if end < 0 {
+			end = len(text)
+		}
+		part[i], _ = strconv.Atoi(text[:end]) // no digits: 0, not known
+	}
+	if part[0] >= 10 {
+		return part[0]*10000 + part[1]
+	}
+	return part[0]*10000 + part[1]*100 + part[2]
+}
+
+// answer is what the server sent for a command.
+type answer struct {
+	rows     [][][]byte // NULL is nil
+	copyBoth bool       // the connection is in COPY mode now
+}
+
+// idle marks the connection as idle after ReadyForQuery. While data was streamed, more than the answers
+// could have been read with them: only messages that may come at any time.
+func (s *Session) idle(ctx context.Context) error {
+	for len(s.wire.buffered()) > 0 {
+		kind, body, err := s.anyMessage(ctx)
+		if err != nil {
+			return err
+		}
+		if ok, err := s.asynchronous(kind, body); err != nil || !ok {
+			return errors.Join(err, unexpected(kind, "ReadyForQuery"))
+		}
+	}
+	s.usable.Store(true)
+	return nil
+}
+
+// maxRows is far more than any replication command answers.
+const maxRows = 100
+
+// command sends a command by the simple query protocol and reads its answer, up to ReadyForQuery or the beginning
+// of COPY. A ReadyForQuery before any answer is the authentication's, unread until now.
+func (s *Session) command(ctx context.Context, sql string) (answer, error) {
+	var a answer
+	if err := ctx.Err(); err != nil {
+		return a, ErrStopped
+	}
+	s.usable.Store(false)
+	if err := s.wire.send(&pgproto3.Query{String: sql}); err != nil {
+		return a, err
+	}
+	var failed error
+	answered := false
+	for {
+		kind, body, err := s.message(ctx)
+		if err != nil {
+			return a, err
+		}
+		switch kind {
+		case typeReadyForQuery:
+			if answered {
+				s.usable.Store(true)
+				return a, failed
+			}
+			continue // the authentication's
+		case typeAuthentication, typeBackendKeyData:
+			if answered {
+				return a, unexpected(kind, sql)
+			}
+			continue
+		case typeRowDescription, typeCommandComplete, typeEmptyQuery:
+		case typeDataRow:
+			row, err := decodeRow(body)
+			if err != nil {
+				return a, err
+			}
+			if a.rows = append(a.rows, row); len(a.rows) > maxRows {
+				return a, fail(ErrProtocol, "the server sent too many rows for %q", sql)
+			}
+		case typeErrorResponse:
+			var m pgproto3.ErrorResponse
+			if err := decode(&m, body); err != nil {
+				return a, err
+			}
+			e := newServerError(&m)
+			failed = commandFailure(sql, e)
+			if e.fatal() {
+				return a, failed
+			}
+		case typeCopyBothResponse:
+			if failed != nil {
+				return a, unexpected(kind, sql)
+			}
+			a.copyBoth = true
+			return a, nil
+		default:
+			return a, unexpected(kind, sql)
+		}
+		answered = true
+	}
+}
+
+func unexpected(kind byte, doing string) error {
+	return fail(ErrProtocol, "the server sent an unexpected message of type %q to %q", kind, doing)
+}
+
+// decodeRow copies the values of a row out of the read buffer.
+func decodeRow(body []byte) ([][]byte, error) {
+	var m pgproto3.DataRow
+	if err := decode(&m, body); err != nil {
+		return nil, err
+	}
+	row := make([][]byte, len(m.Values))
+	for i, v := range m.Values {
+		if v != nil {
+			row[i] = append([]byte{}, v...)
+		}
+	}
+	return row, nil
+}

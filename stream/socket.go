@@ -1,0 +1,131 @@
+package stream
+
+import (
+	"errors"
+	"io"
+	"net"
+	"os"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// DialFD makes a net.Conn of a connected stream socket that somebody else owns. The descriptor is duplicated;
+// Close closes the duplicate only. The flags of the socket, which both descriptors share, stay as they are:
+// whether it blocks or not is its owner's business. A write to a dead connection raises no signal.
+//
+// Errors: ErrBadFD, ErrNotSocket, ErrNotConnected.
+func DialFD(fd int) (net.Conn, error) {
+	flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0)
+	if err != nil {
+		return nil, fail(ErrBadFD, "descriptor %d is not open", fd)
+	}
+	kind, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE)
+	if err != nil || kind != unix.SOCK_STREAM {
+		return nil, fail(ErrNotSocket, "descriptor %d is not a stream socket", fd)
+	}
+	if _, err := unix.Getpeername(fd); err != nil {
+		return nil, fail(ErrNotConnected, "socket %d is not connected", fd)
+	}
+	dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, fail(errors.ErrUnsupported, "could not duplicate descriptor %d: %w", fd, err)
+	}
+	f := os.NewFile(uintptr(dup), "connection")
+	conn, err := net.FileConn(f) // duplicates once more, and makes the socket non-blocking
+	f.Close()
+	if err != nil {
+		return nil, fail(ErrNotSocket, "descriptor %d cannot be used: %w", fd, plain(err))
+	}
+	if _, err := unix.FcntlInt(uintptr(fd), unix.F_SETFL, flags); err != nil {
+		conn.Close()
+		return nil, fail(ErrBadFD, "could not restore the flags of descriptor %d: %w", fd, err)
+	}
+	raw, err := conn.(syscall.Conn).SyscallConn()
+	if err != nil {
+		conn.Close()
+		return nil, fail(ErrNotSocket, "descriptor %d cannot be used: %w", fd, err)
+	}
+	s := &socket{Conn: conn, raw: raw}
+	s.tryRead, s.tryWrite = s.recv, s.send
+	return s, nil
+}
+
+// socket is a net.Conn whose descriptor may be in blocking mode: each call says for itself that it must not block,
+// and the runtime's poller waits.
+type socket struct {
+	net.Conn
+	raw               syscall.RawConn
+	in, out           []byte
+	read, written     int
+	readErr, writeErr error
+	tryRead, tryWrite func(fd uintptr) bool // made once: a closure per call would be garbage
+}
+
+// Read may be used by one goroutine at a time.
+func (s *socket) Read(b []byte) (int, error) {
+	s.in = b
+	err := s.raw.Read(s.tryRead)
+	s.in = nil
+	if err != nil {
+		return 0, err
+	}
+	if s.readErr != nil {
+		return 0, s.readErr
+	}
+	if s.read == 0 && len(b) > 0 {
+		return 0, io.EOF
+	}
+	return s.read, nil
+}
+
+// recv is recv(2); package unix has only forms of it that allocate an address each time.
+func (s *socket) recv(fd uintptr) bool {
+	for {
+		n, _, errno := unix.Syscall6(unix.SYS_RECVFROM, fd, uintptr(unsafe.Pointer(unsafe.SliceData(s.in))), uintptr(len(s.in)),
+			unix.MSG_DONTWAIT, 0, 0)
+		s.read, s.readErr = int(n), nil
+		switch errno {
+		case unix.EINTR:
+			continue
+		case unix.EAGAIN:
+			return false
+		case 0:
+		default:
+			s.read, s.readErr = 0, errno
+		}
+		return true
+	}
+}
+
+// Write may be used by one goroutine at a time.
+func (s *socket) Write(b []byte) (int, error) {
+	total := 0
+	for total < len(b) {
+		s.out = b[total:]
+		err := s.raw.Write(s.tryWrite)
+		s.out = nil
+		if err == nil {
+			err = s.writeErr
+		}
+		if err != nil {
+			return total, err
+		}
+		total += s.written
+	}
+	return total, nil
+}
+
+func (s *socket) send(fd uintptr) bool {
+	for {
+		s.written, s.writeErr = unix.SendmsgN(int(fd), s.out, nil, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+		switch s.writeErr {
+		case unix.EINTR:
+			continue
+		case unix.EAGAIN:
+			return false
+		}
+		return true
+	}
+}

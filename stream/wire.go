@@ -1,0 +1,232 @@
+package stream
+
+import (
+	"encoding/binary"
+	"io"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgproto3"
+)
+
+// Message types of the server that this package handles
+// (https://www.postgresql.org/docs/current/protocol-message-formats.html).
+const (
+	typeAuthentication   = 'R'
+	typeBackendKeyData   = 'K'
+	typeCommandComplete  = 'C'
+	typeCopyBothResponse = 'W'
+	typeCopyData         = 'd'
+	typeCopyDone         = 'c'
+	typeDataRow          = 'D'
+	typeEmptyQuery       = 'I'
+	typeErrorResponse    = 'E'
+	typeNoticeResponse   = 'N'
+	typeNotification     = 'A'
+	typeParameterStatus  = 'S'
+	typeReadyForQuery    = 'Z'
+	typeRowDescription   = 'T'
+)
+
+const (
+	headerSize = 5 // a message's type, and its length with the length itself
+
+	// maxMessage bounds the body of every message but the data of the stream, which is never collected. The longest that
+	// PostgreSQL sends is a history file.
+	maxMessage = 16 << 20
+
+	// bufferSize is what one read takes at most: a few of the 128 KiB messages that walsender sends (MAX_SEND_SIZE in
+	// walsender.c).
+	bufferSize = 256 << 10
+
+	// writeTimeout is how long the peer may keep us from sending a few bytes.
+	writeTimeout = 60 * time.Second
+)
+
+// wire is the connection, with a buffer for what was read but not used yet. One goroutine uses it; only wake may be
+// called by others.
+type wire struct {
+	conn net.Conn
+	buf  []byte // buf[r:w] was read and not used yet
+	r, w int
+	out  []byte
+
+	mu     sync.Mutex
+	poked  bool          // wake was called and nobody has noticed yet
+	armed  time.Time     // the deadline that conn has
+	wakeup chan struct{} // signalled by wake, for waiting without reading
+}
+
+func newWire(conn net.Conn) *wire {
+	return &wire{conn: conn, wakeup: make(chan struct{}, 1)}
+}
+
+// long ago: a deadline that makes a read return at once.
+var past = time.Unix(1, 0)
+
+// wake makes a read or a wait that is in progress, or else the next one, return early. Any goroutine.
+func (c *wire) wake() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.poked, c.armed = true, past
+	c.conn.SetReadDeadline(past)
+	select {
+	case c.wakeup <- struct{}{}:
+	default:
+	}
+}
+
+// arm sets the deadline of the next read (zero: none); false if wake was called since the last read.
+func (c *wire) arm(deadline time.Time) (bool, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.poked {
+		c.poked = false
+		return false, nil
+	}
+	if deadline.Equal(c.armed) {
+		return true, nil
+	}
+	c.armed = deadline
+	return true, c.conn.SetReadDeadline(deadline)
+}
+
+// buffered is what was read and not used yet.
+func (c *wire) buffered() []byte { return c.buf[c.r:c.w] }
+
+// used marks the first n buffered bytes as used.
+func (c *wire) used(n int) {
+	if c.r += n; c.r == c.w {
+		c.r, c.w = 0, 0
+	}
+}
+
+// read waits until deadline (zero: for ever) for more bytes, and buffers at most limit of them. It returns false
+// without an error where the deadline passed or wake was called first.
+func (c *wire) read(limit int, deadline time.Time) (bool, error) {
+	if ok, err := c.arm(deadline); err != nil || !ok {
+		return false, err
+	}
+	c.reserve(limit)
+	n, err := c.conn.Read(c.buf[c.w : c.w+limit])
+	c.w += n
+	if n > 0 {
+		return true, nil // an error, if there is one, comes again
+	}
+	if isTimeout(err) {
+		return false, nil
+	}
+	if err == nil {
+		err = io.ErrNoProgress
+	}
+	return false, readFailure(err)
+}
+
+// reserve makes room for n more bytes in the buffer.
+func (c *wire) reserve(n int) {
+	if c.w+n <= len(c.buf) {
+		return
+	}
+	have := c.w - c.r
+	if have+n > len(c.buf) {
+		grown := make([]byte, max(have+n, min(2*len(c.buf), maxMessage)))
+		copy(grown, c.buffered())
+		c.buf = grown
+	} else {
+		copy(c.buf, c.buffered())
+	}
+	c.r, c.w = 0, have
+}
+
+// wait waits until deadline (zero: for ever) or wake, without reading.
+func (c *wire) wait(deadline time.Time) {
+	c.mu.Lock()
+	poked := c.poked
+	c.poked = false
+	c.mu.Unlock()
+	if poked {
+		return
+	}
+	var due <-chan time.Time
+	if !deadline.IsZero() {
+		timer := time.NewTimer(time.Until(deadline))
+		defer timer.Stop()
+		due = timer.C
+	}
+	select {
+	case <-c.wakeup:
+	case <-due:
+	}
+}
+
+// header looks at the next message's type and the length of its body; false if it isn't buffered yet.
+func (c *wire) header() (kind byte, length int, ok bool, err error) {
+	b := c.buffered()
+	if len(b) < headerSize {
+		return 0, 0, false, nil
+	}
+	kind, length = b[0], int(int32(binary.BigEndian.Uint32(b[1:])))-4
+	if b[0] >= 0x14 && b[0] <= 0x17 && b[1] == 3 { // a TLS record (RFC 8446, 5.1)
+		return 0, 0, false, fail(ErrEncrypted, "the server speaks TLS on this connection: "+
+			"the descriptor alone is not enough to read it")
+	}
+	if length < 0 {
+		return 0, 0, false, fail(ErrProtocol, "the server sent a message of type %q with the impossible length %d", kind, length+4)
+	}
+	return kind, length, true, nil
+}
+
+// body takes a whole message from the buffer; false if it isn't all there yet, with the number of bytes missing.
+// The body is valid until the next read.
+func (c *wire) body(length int) (body []byte, missing int) {
+	if missing = headerSize + length - len(c.buffered()); missing > 0 {
+		return nil, missing
+	}
+	body = c.buffered()[headerSize : headerSize+length]
+	c.used(headerSize + length)
+	return body, 0
+}
+
+// send writes a message.
+func (c *wire) send(m pgproto3.FrontendMessage) error {
+	out, err := m.Encode(c.out[:0])
+	if err != nil {
+		return fail(ErrInvalid, "could not encode a message: %w", err)
+	}
+	c.out = out
+	return c.write(out)
+}
+
+func (c *wire) write(b []byte) error {
+	if err := c.conn.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
+		return fail(ErrConnectionLost, "could not send data to server: %w", plain(err))
+	}
+	if _, err := c.conn.Write(b); err != nil {
+		return fail(ErrConnectionLost, "could not send data to server: %w", plain(err))
+	}
+	return nil
+}
+
+// decode decodes the body of a message that is not the stream's data.
+func decode(m pgproto3.Message, body []byte) error {
+	if err := m.Decode(body); err != nil {
+		return fail(ErrProtocol, "the server sent a message that cannot be read: %w", err)
+	}
+	return nil
+}
+
+// release leaves the connection as it was found: without deadlines. The buffer goes, too, if nothing is in it.
+func (c *wire) release() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.poked, c.armed = false, time.Time{}
+	c.conn.SetDeadline(time.Time{})
+	select {
+	case <-c.wakeup:
+	default:
+	}
+	if c.r == c.w {
+		c.buf, c.r, c.w = nil, 0, 0
+	}
+}

@@ -1,0 +1,225 @@
+package program
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+	"libreceivewal/tests/pg"
+)
+
+// Connection options are merged as pg_receivewal merges them; what libpq has to say is passed on.
+func TestConnectionStrings(t *testing.T) {
+	dir := t.TempDir()
+	for _, args := range [][]string{
+		{"-d", "foo=bar"},
+		{"-d", "host=/nonexistent port=1"},
+		{"-d", "postgresql://u@%2Fnonexistent:1/db"},
+		{"-d", "host=/nonexistent", "-h", "/nonexistent2", "-p", "7"},
+		{"-d", "host=/nonexistent dbname=host=/tmp"},
+		{"-d", "host=/nonexistent replication=database"},
+		{"-d", "service=nosuchservice"},
+		{"-d", "host=/nonexistent port=nonsense"},
+		{"-h", "/nonexistent", "-p", "x"},
+		{"-h", "/nonexistent", "-E", " 1/2 "},
+		{"-h", "/nonexistent", "-s", " 5 "},
+		{"-h", "/nonexistent", "--status=5", "--end=1/2", "--sync"},
+	} {
+		t.Run(fmt.Sprint(args), func(t *testing.T) {
+			if r := same(t, append([]string{"-D", dir}, args...)...); r.code != 1 {
+				t.Errorf("exit code %d, want 1", r.code)
+			}
+		})
+	}
+}
+
+// Every way to say where the server is leads to it: options, a string, an URI, the environment, a service file.
+func TestWaysToConnect(t *testing.T) {
+	c := pg.New(t, pg.Options{SegmentSizeMB: 1})
+	service := filepath.Join(t.TempDir(), "services")
+	text := fmt.Sprintf("[wal]\nhost=%s\nport=%d\nuser=postgres\n", c.Dir, c.Port)
+	if err := os.WriteFile(service, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	port := fmt.Sprint(c.Port)
+	for _, program := range both(t) {
+		for _, way := range []struct{ env, args []string }{
+			{nil, c.ConnArgs()},
+			{nil, []string{"-d", c.ConnString()}},
+			{nil, []string{"-d", c.ConnString("dbname=nosuchdatabase", "replication=database")}},
+			{nil, []string{"--dbname", fmt.Sprintf("postgresql://postgres@/db?host=%s&port=%s", c.Dir, port)}},
+			{nil, []string{"-d", "port=1 user=nobody host=" + c.Dir, "-p", port, "--username=postgres"}},
+			{[]string{"PGHOST=" + c.Dir, "PGPORT=" + port, "PGUSER=postgres", "PGDATABASE=nosuchdatabase"}, nil},
+			{[]string{"PGSERVICEFILE=" + service}, []string{"-d", "service=wal"}},
+			{[]string{"PGSERVICEFILE=" + service, "PGSERVICE=wal"}, nil},
+		} {
+			r := program.start(t, way.env, append([]string{"-D", t.TempDir(), "-n", "-E", "0/1"}, way.args...)...).wait()
+			if r.code != 0 || r.stderr != "" {
+				t.Errorf("%s %q %q: %v", program.name, way.env, way.args, r)
+			}
+		}
+	}
+}
+
+// secret is a server that wants a password over TCP, and the arguments to get there.
+func secret(t *testing.T) (*pg.Cluster, []string) {
+	c := pg.New(t, pg.Options{SegmentSizeMB: 1, TCP: true, HBA: []string{
+		"host all walreceiver 127.0.0.1/32 scram-sha-256", "host replication walreceiver 127.0.0.1/32 scram-sha-256"}})
+	c.SQL("create role walreceiver replication login password 'open sesame'")
+	return c, []string{"-h", "127.0.0.1", "-p", fmt.Sprint(c.Port), "-U", "walreceiver", "-n", "-E", "0/1"}
+}
+
+// The password comes from the environment, a password file or standard input; with -w nobody is asked.
+func TestPassword(t *testing.T) {
+	c, args := secret(t)
+	passfile := filepath.Join(t.TempDir(), "pgpass")
+	if err := os.WriteFile(passfile, fmt.Appendf(nil, "127.0.0.1:%d:replication:walreceiver:open sesame\n", c.Port), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, way := range []struct {
+		env   []string
+		stdin string
+		args  []string
+		code  int
+		says  string
+	}{
+		{[]string{"PGPASSWORD=open sesame"}, "", nil, 0, ""},
+		{[]string{"PGPASSFILE=" + passfile}, "", []string{"-w"}, 0, ""},
+		{nil, "", []string{"-w"}, 1, "fe_sendauth: no password supplied\n"},
+		{[]string{"PGPASSWORD=wrong"}, "", []string{"-w"}, 1, `password authentication failed for user "walreceiver"`},
+		{nil, "open sesame\n", nil, 0, "Password: "},
+		{nil, "wrong\n", nil, 1, `Password: pg_receivewal: error: `},
+		{nil, "", nil, 1, "Password: "},
+		{[]string{"PGPASSWORD=wrong"}, "open sesame\n", []string{"-W"}, 0, "Password: "},
+	} {
+		var results []result
+		for _, program := range both(t) {
+			cmd := exec.Command(program.path, append(append([]string{"-D", t.TempDir()}, args...), way.args...)...)
+			cmd.Env = append([]string{"LC_ALL=C", "HOME=/nonexistent"}, way.env...)
+			cmd.Stdin = strings.NewReader(way.stdin)
+			cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // no terminal
+			results = append(results, startCommand(t, cmd).wait())
+		}
+		if results[0] != results[1] {
+			t.Errorf("%q %q %q\n got %v\nwant %v", way.env, way.stdin, way.args, results[1], results[0])
+		}
+		if r := results[1]; r.code != way.code || !strings.Contains(r.stderr, way.says) {
+			t.Errorf("%q %q %q: %v", way.env, way.stdin, way.args, r)
+		}
+	}
+}
+
+// terminal is a pseudo-terminal with a program on it.
+type terminal struct {
+	*process
+	master *os.File
+	seen   lockedBuffer
+}
+
+// onTerminal starts a program with a new terminal as its controlling one, and as its standard input, output and error.
+func onTerminal(t *testing.T, program program, args ...string) *terminal {
+	t.Helper()
+	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { master.Close() })
+	fd := int(master.Fd())
+	number, err := unix.IoctlGetInt(fd, unix.TIOCGPTN)
+	if err == nil {
+		err = unix.IoctlSetPointerInt(fd, unix.TIOCSPTLCK, 0)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	slave, err := os.OpenFile(fmt.Sprintf("/dev/pts/%d", number), os.O_RDWR|syscall.O_NOCTTY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer slave.Close()
+	cmd := exec.Command(program.path, args...)
+	cmd.Env = []string{"LC_ALL=C", "HOME=/nonexistent"}
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = slave, slave, slave
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
+	term := &terminal{process: startCommand(t, cmd), master: master}
+	go io.Copy(&term.seen, master)
+	return term
+}
+
+func (term *terminal) expect(text string) {
+	term.t.Helper()
+	pg.WaitFor(term.t, fmt.Sprintf("%q on the terminal", text), func() bool { return strings.Contains(term.seen.String(), text) })
+}
+
+func (term *terminal) typeIn(text string) { io.WriteString(term.master, text) }
+
+// A password is asked for on the terminal and not shown there.
+func TestPasswordOnTerminal(t *testing.T) {
+	_, args := secret(t)
+	for _, program := range both(t) {
+		term := onTerminal(t, program, append([]string{"-D", t.TempDir()}, args...)...)
+		term.expect("Password: ")
+		term.typeIn("open sesame\n")
+		if r := term.wait(); r.code != 0 {
+			t.Errorf("%s: %v", program.name, r)
+		}
+		if seen := term.seen.String(); seen != "Password: \r\n" {
+			t.Errorf("%s: %q on the terminal", program.name, seen)
+		}
+	}
+}
+
+// --progress draws one line on a terminal, which messages replace and which is gone in the end; elsewhere it prints nothing.
+func TestProgress(t *testing.T) {
+	c := pg.New(t, pg.Options{SegmentSizeMB: 1})
+	args := append([]string{"-D", t.TempDir(), "--progress", "-v"}, c.ConnArgs()...)
+	term := onTerminal(t, ours(t), args...)
+	c.WaitStreaming("pg_receivewal")
+	c.Generate(3)
+	term.expect("\r\x1b[K0/")
+	c.SwitchWAL()
+	end := c.Tick()
+	c.WaitReceived("pg_receivewal", end-1, false)
+	term.expect("/s, up to date")
+	term.typeIn("\x03")
+	if r := term.wait(); r.code != 0 {
+		t.Error(r)
+	}
+	seen := term.seen.String()
+	for _, line := range strings.Split(seen, "\r\n") {
+		// What stands on a line in the end is what came after the last time it was cleared.
+		if at := strings.LastIndex(line, "\x1b[K"); at >= 0 {
+			line = line[at+3:]
+		}
+		line = strings.TrimPrefix(line, "^C")
+		if line != "" && !strings.HasPrefix(line, "pg_receivewal: ") {
+			t.Errorf("%q is left on the terminal:\n%q", line, seen)
+		}
+	}
+
+	quiet := ours(t).run(t, append([]string{"-D", t.TempDir(), "--progress", "-n", "-E", end.String()}, c.ConnArgs()...)...)
+	if quiet.code != 0 || strings.Contains(quiet.stderr, "\x1b") || strings.Contains(quiet.stderr, "/s, ") {
+		t.Errorf("not on a terminal: %q", quiet)
+	}
+}
+
+// An encrypted connection is refused with a word on what to do; it is never made a plain one silently.
+func TestEncryptedConnection(t *testing.T) {
+	c := pg.New(t, pg.Options{SegmentSizeMB: 1, TLS: true})
+	port := fmt.Sprint(c.Port)
+	args := []string{"-D", t.TempDir(), "-h", "127.0.0.1", "-p", port, "-U", "postgres", "-n", "-E", "0/1"}
+	r := ours(t).run(t, args...)
+	if r.code != 1 {
+		t.Error(r)
+	}
+	contains(t, r.stderr, "pg_receivewal: error: the connection is encrypted with TLS", "pg_receivewal: hint: ", "sslmode=disable")
+	if r := ours(t).run(t, append(args, "-d", "sslmode=disable")...); r.code != 0 {
+		t.Error(r)
+	}
+}
