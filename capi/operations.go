@@ -1,0 +1,65 @@
+package main
+
+// #include "core.h"
+import "C"
+
+import (
+	"context"
+	"log/slog"
+
+	"libreceivewal/segment"
+	"libreceivewal/stream"
+)
+
+func identify(ctx context.Context, s *session) (any, error) {
+	return s.stream.IdentifySystem(ctx)
+}
+
+func createSlot(name string, options stream.CreateSlotOptions) operation {
+	return func(ctx context.Context, s *session) (any, error) { return s.stream.CreateSlot(ctx, name, options) }
+}
+
+func dropSlot(name string, wait bool) operation {
+	return func(ctx context.Context, s *session) (any, error) { return nil, s.stream.DropSlot(ctx, name, wait) }
+}
+
+func readSlot(name string) operation {
+	return func(ctx context.Context, s *session) (any, error) { return s.stream.ReadSlot(ctx, name) }
+}
+
+func findStart(directory string, size segment.Size) operation {
+	return func(context.Context, *session) (any, error) {
+		panicOnPurpose("operation", directory)
+		return segment.FindStart(directory, size, nil)
+	}
+}
+
+func receive(options stream.Options, wanted uint32) operation {
+	return func(ctx context.Context, s *session) (any, error) {
+		panicOnPurpose("operation", options.Directory)
+		options.Events = s.queue.listen(wanted)
+		return nil, s.stream.Receive(ctx, options)
+	}
+}
+
+// listen makes the events of a receive that the host has callbacks for go to the queue. None of them waits for the host; its
+// answers come back by stop.
+func (q *queue) listen(wanted uint32) stream.Events {
+	var events stream.Events
+	if wanted&C.RW_CORE_WANT_LOG != 0 {
+		events.Log = func(level slog.Level, text string) { q.add(logEvent{level, text}) }
+	}
+	if wanted&C.RW_CORE_WANT_OPENED != 0 {
+		events.SegmentOpened = func(s stream.Segment) error { q.add(segmentEvent{s, false}); return nil }
+	}
+	if wanted&C.RW_CORE_WANT_COMPLETED != 0 {
+		events.SegmentCompleted = func(s stream.Segment) error { q.add(segmentEvent{s, true}); return nil }
+	}
+	if wanted&C.RW_CORE_WANT_TIMELINE != 0 {
+		events.TimelineSwitched = func(t stream.TimelineSwitch) error { q.add(t); return nil }
+	}
+	if wanted&C.RW_CORE_WANT_PROGRESS != 0 {
+		events.Progress = func(p stream.Progress) error { q.add(p); return nil }
+	}
+	return events
+}

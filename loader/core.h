@@ -1,0 +1,123 @@
+/*
+ * core.h: the private contract between libreceivewal.so.1 (the loader, plain C) and libreceivewal-core.so.1 (Go).
+ *
+ * Both are built from one source tree and say so to each other (RW_CORE_HANDSHAKE), so nothing here is kept stable.
+ *
+ * Every function of the core is quick and never waits for the network or the disk. What takes time is a request: begin hands it
+ * over, a goroutine runs it, and what comes of it arrives as events; the last one is RW_CORE_DONE. The event_fd
+ * that open was given is readable while events wait.
+ *
+ * The functions run on the loader's service thread only (core.c), one at a time: no thread of the host ever enters Go.
+ */
+#ifndef RW_CORE_H
+#define RW_CORE_H
+
+#include "receivewal.h"
+
+/* The build passes a hash of the headers that both sides compile, so that two builds of one version don't mix either. */
+#ifndef HEADER_HASH
+#define HEADER_HASH unknown
+#endif
+#define RW_CORE_STRING_(x) #x
+#define RW_CORE_STRING(x) RW_CORE_STRING_(x)
+
+/* What receivewal_core_version() of a core that fits this loader returns. Change the number with this file's meaning. */
+#define RW_CORE_HANDSHAKE RECEIVEWAL_VERSION " (core interface 1, headers " RW_CORE_STRING(HEADER_HASH) ")"
+
+typedef enum rw_core_op
+{
+    RW_CORE_IDENTIFY = 1,
+    RW_CORE_CREATE_SLOT,
+    RW_CORE_DROP_SLOT,
+    RW_CORE_READ_SLOT,
+    RW_CORE_FIND_START, /* for a handle that was opened with fd -1 */
+    RW_CORE_RECEIVE
+} rw_core_op;
+
+/* Which events the host has callbacks for: the core doesn't collect others. */
+#define RW_CORE_WANT_LOG 1u
+#define RW_CORE_WANT_OPENED 2u
+#define RW_CORE_WANT_COMPLETED 4u
+#define RW_CORE_WANT_TIMELINE 8u
+#define RW_CORE_WANT_PROGRESS 16u
+
+/* Valid, with all that it points to, only until begin returns: the core copies. */
+typedef struct rw_core_request
+{
+    rw_core_op op;
+    uint32_t wanted;                   /* RECEIVE */
+    uint32_t flags;                    /* CREATE_SLOT, DROP_SLOT */
+    uint32_t segment_size;             /* FIND_START */
+    const char *name;                  /* *_SLOT: the slot */
+    const char *directory;             /* FIND_START, RECEIVE: absolute where possible */
+    const receivewal_options *options; /* RECEIVE: normalised; its directory and events are not looked at */
+} rw_core_request;
+
+typedef enum rw_core_kind
+{
+    RW_CORE_LOG = 1,   /* level, text */
+    RW_CORE_OPENED,    /* segment, text */
+    RW_CORE_COMPLETED, /* segment, text */
+    RW_CORE_TIMELINE,  /* timeline_switch */
+    RW_CORE_PROGRESS,  /* progress */
+    RW_CORE_DONE       /* status, text, sqlstate, detail, hint; system, slot or start where the request asked for it */
+} rw_core_kind;
+
+/* One event. Each, and each string in it, is malloc'ed by the core and freed by the loader. A string may be NULL. */
+typedef struct rw_core_event
+{
+    struct rw_core_event *next;
+    rw_core_kind kind;
+    receivewal_log_level level;
+    receivewal_status status;
+    char *text; /* LOG: the line; OPENED, COMPLETED: the file name; DONE: the error */
+    char *sqlstate;
+    char *detail;
+    char *hint;
+    union
+    {
+        receivewal_segment segment; /* its name is NULL: see text */
+        receivewal_timeline_switch timeline_switch;
+        receivewal_progress progress;
+        receivewal_system system;
+        receivewal_slot slot;
+        receivewal_start_point start;
+    } u;
+} rw_core_event;
+
+/* The core's functions, by the names that it exports them under: receivewal_core_<member>. */
+typedef struct rw_core
+{
+    /* RW_CORE_HANDSHAKE of the core's build. Plain C, so that a core that doesn't fit is not entered. */
+    const char *(*version)(void);
+
+    /*
+     * Duplicates fd (unless it is -1) and stop_fd (unless -1) and begins a session on fd. event_fd stays the loader's, and
+     * open until close has returned. On failure *text is a malloc'ed sentence, or NULL.
+     */
+    receivewal_status (*open)(int fd, int server_version, int event_fd, int stop_fd, uint64_t *id, char **text);
+
+    /* Starts a request. The loader sees to it that none is running. */
+    receivewal_status (*begin)(uint64_t id, rw_core_request *request, char **text);
+
+    /* Gives all events that wait, oldest first, and empties event_fd. */
+    receivewal_status (*take)(uint64_t id, rw_core_event **list);
+
+    /* Asks the running request to end, as a write to stop_fd does. */
+    receivewal_status (*cancel)(uint64_t id);
+
+    receivewal_status (*progress)(uint64_t id, receivewal_progress *progress);
+
+    /* 1 if the connection is idle in ReadyForQuery, else 0. */
+    int (*usable)(uint64_t id);
+
+    /* Ends the session, after its last request's DONE was taken; its goroutines and descriptors are gone on return. */
+    receivewal_status (*close)(uint64_t id);
+} rw_core;
+
+/*
+ * The core exports one more for tests, which they find with dlsym:
+ *     int64_t receivewal_core_alive(void);    handles open plus goroutines of ours
+ */
+
+#endif /* RW_CORE_H */
