@@ -40,6 +40,8 @@ type copyStream struct {
 	news       atomic.Bool // the writer's syncer has something to tell
 	reported   segment.LSN // the flushed position that was sent last
 	lastStatus time.Time
+	lastHeard  time.Time // when the server last sent anything, or we last didn't want it to
+	asked      bool      // since then, a reply was asked for
 	owed       time.Time // since when the server waits for a reply; zero: it doesn't
 	shown      time.Time // when the last progress event was
 	changed    bool      // something has happened since then
@@ -76,10 +78,11 @@ func newCopyStream(r *receiver) *copyStream {
 		NoSync:           r.o.NoSync,
 		Notify: func() {
 			c.news.Store(true)
-			c.c.wake()
+			c.s.wake()
 		},
 	})
 	c.lastStatus = time.Now()
+	c.lastHeard = c.lastStatus
 	return c
 }
 
@@ -137,9 +140,13 @@ func (c *copyStream) await() error {
 	deadline := c.deadline()
 	if !c.w.Ready() {
 		c.c.wait(deadline)
+		c.lastHeard = time.Now()
 		return nil
 	}
-	_, err := c.c.read(bufferSize, deadline)
+	got, err := c.c.read(bufferSize, deadline)
+	if got {
+		c.lastHeard, c.asked = time.Now(), false
+	}
 	return err
 }
 
@@ -287,7 +294,7 @@ func (c *copyStream) settle() error {
 	}
 	c.changed = true
 	if c.o.Synchronous && c.w.Flushed() > c.reported {
-		return c.sendStatus()
+		return c.sendStatus(false)
 	}
 	return nil
 }
@@ -307,11 +314,24 @@ func (c *copyStream) tell(e segment.Event) {
 	}
 }
 
-// keepUp does what is due at a time: the reply to a keepalive, a status update, a progress event.
+// keepUp does what is due at a time: the reply to a keepalive, a status update, a question whether the server is still
+// there, a progress event.
 func (c *copyStream) keepUp(now time.Time) error {
 	if c.statusDue(now) {
-		if err := c.sendStatus(); err != nil {
+		if err := c.sendStatus(false); err != nil {
 			return err
+		}
+	}
+	if limit := c.s.silence; limit > 0 {
+		quiet := now.Sub(c.lastHeard)
+		if quiet >= limit {
+			return silent(quiet)
+		}
+		if quiet >= limit/2 && !c.asked {
+			c.asked = true
+			if err := c.sendStatus(true); err != nil {
+				return err
+			}
 		}
 	}
 	if c.changed {
@@ -351,6 +371,12 @@ func (c *copyStream) deadline() time.Time {
 	if !c.owed.IsZero() {
 		earlier(c.owed.Add(replyPatience))
 	}
+	if limit := c.s.silence; limit > 0 {
+		if !c.asked {
+			limit /= 2
+		}
+		earlier(c.lastHeard.Add(limit))
+	}
 	if c.changed && c.o.Events.Progress != nil {
 		earlier(c.shown.Add(c.o.ProgressInterval))
 	}
@@ -361,8 +387,8 @@ func (c *copyStream) deadline() time.Time {
 // at once should not count as a synchronous standby (ReceiveXlogStream in receivelog.c).
 func (c *copyStream) reportsFlush() bool { return c.o.Slot != "" || c.o.Synchronous }
 
-// sendStatus sends a standby status update.
-func (c *copyStream) sendStatus() error {
+// sendStatus sends a standby status update; with ask, one that the server answers with a keepalive.
+func (c *copyStream) sendStatus(ask bool) error {
 	now := time.Now()
 	var flushed segment.LSN
 	if c.reportsFlush() {
@@ -376,6 +402,9 @@ func (c *copyStream) sendStatus() error {
 	binary.BigEndian.PutUint64(m[14:], uint64(flushed))
 	// m[22:30]: the applied position. Nothing is ever applied.
 	binary.BigEndian.PutUint64(m[30:], uint64(now.UnixMicro()-postgresEpoch))
+	if ask {
+		m[38] = 1
+	}
 	if err := c.c.write(m[:]); err != nil {
 		return err
 	}
@@ -413,7 +442,7 @@ func (c *copyStream) flush() error {
 	closed := make(chan error, 1)
 	go func() {
 		closed <- c.w.Close()
-		c.c.wake()
+		c.s.wake()
 	}()
 	var lost error
 	for {
@@ -429,8 +458,9 @@ func (c *copyStream) flush() error {
 		default:
 		}
 		c.c.wait(c.deadline())
-		if now := time.Now(); lost == nil && c.statusDue(now) {
-			lost = c.sendStatus()
+		c.lastHeard = time.Now()
+		if now := c.lastHeard; lost == nil && c.statusDue(now) {
+			lost = c.sendStatus(false)
 		} else if lost != nil {
 			c.lastStatus, c.owed = now, time.Time{}
 		}
@@ -443,13 +473,10 @@ const drainTime = 10 * time.Second
 // finish ends COPY mode after all is flushed: a last status update, CopyDone, and the server's answers up to
 // ReadyForQuery. It returns the next timeline if the server was at the end of this one.
 func (c *copyStream) finish(ctx context.Context, end ending) (*nextTimeline, error) {
-	if err := c.sendStatus(); err != nil {
+	if err := c.sendStatus(false); err != nil {
 		return nil, err
 	}
-	if err := c.c.send(&pgproto3.CopyDone{}); err != nil {
-		return nil, err
-	}
-	rows, err := c.drain(ctx)
+	rows, err := c.end(ctx)
 	if err != nil || end != endTimeline {
 		return nil, err
 	}
@@ -469,12 +496,20 @@ func (c *copyStream) leave(ctx context.Context, err error) {
 	}
 }
 
+// end sends CopyDone and reads the server's answers.
+func (c *copyStream) end(ctx context.Context) (rows [][][]byte, err error) {
+	if err := c.c.send(&pgproto3.CopyDone{}); err != nil {
+		return nil, err
+	}
+	return c.drain(ctx)
+}
+
 // drain reads what the server sends after COPY has ended, up to ReadyForQuery: data that was on its way, which is not
 // wanted any more, and at the end of a timeline a row with the next one.
 func (c *copyStream) drain(ctx context.Context) (rows [][][]byte, err error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTime)
 	defer cancel()
-	defer context.AfterFunc(ctx, c.c.wake)()
+	defer context.AfterFunc(ctx, c.s.wake)()
 	for c.payload > 0 {
 		n := min(c.payload, len(c.c.buffered()))
 		c.c.used(n)

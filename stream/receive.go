@@ -25,6 +25,10 @@ type Options struct {
 	StatusInterval   time.Duration // between status updates to the server; 0: 10 s; negative: only when it asks
 	ProgressInterval time.Duration // between progress events, at least; 0: 1 s
 
+	// How long the server may be silent. After half of it, it is asked for a reply; after all of it, the connection is lost.
+	// 0: twice the server's wal_sender_timeout, or 60 s where that is 0 or cannot be read; negative: for ever.
+	ReceiveTimeout time.Duration
+
 	Synchronous bool // flush WAL as soon as it arrives, and tell the server at once
 	NoSync      bool // never wait for the disk: "flushed" then means nothing. Not with Synchronous
 
@@ -37,6 +41,8 @@ type Options struct {
 const (
 	DefaultStatusInterval   = 10 * time.Second
 	DefaultProgressInterval = time.Second
+
+	defaultReceiveTimeout = 60 * time.Second
 )
 
 func (o *Options) check() error {
@@ -75,13 +81,17 @@ func (s *Session) Receive(ctx context.Context, o Options) error {
 	defer end()
 	r := &receiver{s: s, o: o}
 	s.log = o.Events.log
+	s.silence = max(o.ReceiveTimeout, 0)
+	if o.ReceiveTimeout == 0 {
+		s.silence = defaultReceiveTimeout
+	}
 	s.setProgress(func(p *Progress) { *p = Progress{State: StateStarting} })
 	defer s.setProgress(func(p *Progress) { p.State = StateIdle })
 
 	if r.dir, err = segment.Open(segment.OS, o.Directory); err != nil {
 		return err
 	}
-	err = r.run(ctx)
+	err = r.persist(ctx)
 	if closeErr := r.dir.Close(); err == nil {
 		err = closeErr
 	}
@@ -102,10 +112,22 @@ type receiver struct {
 	stop error // why a callback wants to stop
 }
 
-// run receives one timeline after the other.
-func (r *receiver) run(ctx context.Context) (err error) {
-	if r.sys, err = r.s.identify(ctx); err != nil {
+// run receives over one connection.
+func (r *receiver) run(ctx context.Context) error {
+	if r.s.started != nil {
+		if done, err := r.takeOver(ctx); done || err != nil {
+			return err
+		}
+	}
+	sys, err := r.s.identify(ctx)
+	if err != nil {
 		return err
+	}
+	r.sys = sys
+	if r.o.ReceiveTimeout == 0 {
+		if r.s.silence, err = r.s.senderTimeout(ctx); err != nil {
+			return err
+		}
 	}
 	if err := r.prepareDirectory(); err != nil {
 		return err
@@ -117,7 +139,17 @@ func (r *receiver) run(ctx context.Context) (err error) {
 		return fail(ErrTimeline, "starting timeline %d is not present in the server", r.timeline)
 	}
 	r.debugf("starting log streaming at %s (timeline %d)", r.start, r.timeline)
-	r.s.setProgress(func(p *Progress) { p.StartLSN, p.ServerLSN = r.start, r.sys.LSN })
+	r.s.setProgress(func(p *Progress) {
+		if p.StartLSN == 0 {
+			p.StartLSN = r.start
+		}
+		p.ServerLSN = r.sys.LSN
+	})
+	return r.timelines(ctx)
+}
+
+// timelines receives one timeline after the other.
+func (r *receiver) timelines(ctx context.Context) error {
 	for {
 		if err := r.prepareTimeline(ctx); err != nil {
 			return err
@@ -155,6 +187,9 @@ func (r *receiver) findStart(ctx context.Context) error {
 	found, err := r.dir.Start(r.sys.SegmentSize, r.warn)
 	if err != nil {
 		return err
+	}
+	if found.LSN == 0 && r.start != 0 {
+		return nil // nothing was received yet since the first connection: that decided it
 	}
 	r.start, r.timeline = found.LSN, found.Timeline
 	if r.start == 0 && r.o.StartLSN != 0 {

@@ -17,6 +17,13 @@ import (
 // SessionOptions says what is known of a connection beforehand.
 type SessionOptions struct {
 	ServerVersion int // as server_version_num: 150018 for 15.18; 0: not known
+
+	// What its owner has already read from the connection, beyond what it has used itself. Copied.
+	ReadAhead []byte
+
+	// Started: the owner has sent START_REPLICATION itself, and has read CopyBothResponse but none of the stream, except
+	// into ReadAhead. The first Receive takes the stream over; nothing else can be done before. nil: not started.
+	Started *StartedStream
 }
 
 // Session is the use of one connection for replication. One operation runs at a time; another one at the same time is
@@ -24,12 +31,15 @@ type SessionOptions struct {
 type Session struct {
 	wire          *wire
 	serverVersion int
+	started       *StartedStream // not taken over yet
 
 	busy   atomic.Bool
 	usable atomic.Bool // no answer is outstanding: the server is in ReadyForQuery
 	log    func(level slog.Level, text string)
 
-	mu       sync.Mutex
+	silence time.Duration // how long the server may be silent when an answer is due; 0: for ever
+
+	mu       sync.Mutex // guards wire against wake, and progress
 	progress Progress
 }
 
@@ -37,9 +47,31 @@ type Session struct {
 // authentication may still be unread on it. The connection stays the caller's: a Session never closes it, and
 // leaves it without deadlines.
 func NewSession(conn net.Conn, o SessionOptions) *Session {
-	s := &Session{wire: newWire(conn), serverVersion: o.ServerVersion}
-	s.usable.Store(true)
+	s := &Session{serverVersion: o.ServerVersion}
+	s.lend(conn, o)
 	return s
+}
+
+// lend makes conn the session's connection.
+func (s *Session) lend(conn net.Conn, o SessionOptions) {
+	w := newWire(conn)
+	w.buf, w.w = append([]byte(nil), o.ReadAhead...), len(o.ReadAhead)
+	if o.ServerVersion != 0 {
+		s.serverVersion = o.ServerVersion
+	}
+	s.started = o.Started
+	s.mu.Lock()
+	s.wire = w
+	s.mu.Unlock()
+	s.usable.Store(s.started == nil)
+}
+
+// wake wakes the operation in progress. Any goroutine.
+func (s *Session) wake() {
+	s.mu.Lock()
+	w := s.wire
+	s.mu.Unlock()
+	w.wake()
 }
 
 // Usable tells whether the connection is idle in ReadyForQuery, so that its owner can go on using it.
@@ -50,21 +82,21 @@ func (s *Session) begin(ctx context.Context) (end func(), err error) {
 	if !s.busy.CompareAndSwap(false, true) {
 		return nil, ErrBusy
 	}
-	if !s.usable.Load() {
+	if !s.usable.Load() && s.started == nil {
 		s.busy.Store(false)
 		return nil, fail(ErrConnectionLost, "the connection is not idle: an earlier operation on it failed")
 	}
 	woken := make(chan struct{})
 	cancel := context.AfterFunc(ctx, func() {
 		defer close(woken)
-		s.wire.wake()
+		s.wake()
 	})
 	return func() {
 		if !cancel() {
 			<-woken
 		}
 		s.wire.release()
-		s.log = nil
+		s.log, s.silence = nil, 0
 		s.busy.Store(false)
 	}, nil
 }
@@ -121,21 +153,27 @@ func (s *Session) anyMessage(ctx context.Context) (byte, []byte, error) {
 	}
 }
 
-// read waits for some of the next n bytes: for ever, or for stopGrace once ctx has ended.
+// read waits for some of the next n bytes: as long as the server may be silent, or for stopGrace once ctx has ended.
 func (s *Session) read(ctx context.Context, n int) error {
 	var limit time.Time
+	if s.silence > 0 {
+		limit = time.Now().Add(s.silence)
+	}
+	stopping := false
 	for {
 		got, err := s.wire.read(min(n, bufferSize), limit)
 		if err != nil || got {
 			return err
 		}
-		if ctx.Err() == nil {
-			continue // woken by something else
+		if ctx.Err() != nil && !stopping {
+			stopping, limit = true, time.Now().Add(stopGrace)
 		}
-		if limit.IsZero() {
-			limit = time.Now().Add(stopGrace)
-		} else if time.Now().After(limit) {
+		switch {
+		case limit.IsZero() || time.Now().Before(limit): // woken by something else
+		case stopping:
 			return fail(ErrStopped, "stopped; the server did not answer")
+		default:
+			return silent(s.silence)
 		}
 	}
 }
@@ -214,6 +252,9 @@ func (s *Session) command(ctx context.Context, sql string) (answer, error) {
 	var a answer
 	if err := ctx.Err(); err != nil {
 		return a, ErrStopped
+	}
+	if s.started != nil {
+		return a, fail(ErrBusy, "replication has been started on this connection: only a receive can take it over")
 	}
 	s.usable.Store(false)
 	if err := s.wire.send(&pgproto3.Query{String: sql}); err != nil {
