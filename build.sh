@@ -114,32 +114,33 @@ build_headers() {
     cp -u include/*.h build/include/
 }
 
-# The library that hosts link: plain C.
-build_loader() {
-    compile build/lib/libreceivewal.so.1 loader/* include/*.h -- \
-        -fPIC -shared -fvisibility=hidden "-DHEADER_HASH=$(headers_hash)" -Iinclude loader/*.c \
-        -Wl,-soname,libreceivewal.so.1 -Wl,--version-script=loader/libreceivewal.map \
-        -Wl,-z,defs -Wl,-z,nodelete -Wl,-z,relro,-z,now -ldl -pthread
-    ln -sf libreceivewal.so.1 build/lib/libreceivewal.so
-}
-
-# Both libraries carry the hash of the headers between them: two that do not belong together refuse each other. It is also what makes Go
-# compile anew when a header has changed, since its build cache doesn't look at C headers outside the package.
-headers_hash() {
+# The loader and the core must have been compiled with the same headers; each call of the core compares this hash. It also makes Go
+# compile anew when they change: its build cache doesn't look at C headers outside the package.
+header_hash() {
     cat include/*.h loader/core.h | sha256sum | cut -c 1-16
 }
 
-# The Go core that it loads.
+# The library that hosts link: plain C.
+build_loader() {
+    compile build/lib/libreceivewal.so.1 loader/* include/*.h -- \
+        -fPIC -shared -fvisibility=hidden "-DHEADER_HASH=$(header_hash)" -Iinclude loader/*.c \
+        -Wl,-soname,libreceivewal.so.1 -Wl,--version-script=loader/libreceivewal.map \
+        -Wl,-z,defs -Wl,-z,nodelete -Wl,-z,now -Wl,-z,relro -pthread -ldl
+    ln -sf libreceivewal.so.1 build/lib/libreceivewal.so
+}
+
+# The Go core that it loads. A guest in its host's process: no signals to preempt goroutines, and a runtime overlay whose script
+# says what else.
 build_core() {
     local overlay
     mkdir -p build/lib
     overlay=$(capi/runtime-overlay.sh build/overlay)
-    CGO_ENABLED=1 CC=$CC CGO_CFLAGS="-O2 -g -DHEADER_HASH=$(headers_hash)" \
-        go build -trimpath -buildmode=c-shared -overlay "$overlay" \
-        -ldflags "-X runtime.godebugDefault=asyncpreemptoff=1 -extldflags '-Wl,-soname,libreceivewal-core.so.1 -Wl,-z,relro,-z,now -Wl,--version-script=$PWD/capi/core.map'" \
+    CGO_ENABLED=1 CC=$CC CGO_CFLAGS="-O2 -g -DHEADER_HASH=$(header_hash)" \
+        go build -buildmode=c-shared -trimpath -overlay "$overlay" \
+        -ldflags "-X runtime.godebugDefault=asyncpreemptoff=1 -extldflags '-Wl,-soname,libreceivewal-core.so.1 -Wl,--version-script=$PWD/capi/core.map'" \
         -o build/lib/libreceivewal-core.so.1 ./capi
+    rm -f build/lib/libreceivewal-core.so.h # Go writes a header; the core has no public one
     chmod 755 build/lib/libreceivewal-core.so.1
-    rm -f build/lib/libreceivewal-core.so.h build/lib/libreceivewal-core.so # Go's own header; the core has no public one
 }
 
 build_program() {

@@ -156,6 +156,7 @@ func (r *receiver) timelines(ctx context.Context) error {
 			return err
 		}
 		if r.reached(r.start) {
+			r.debugf("stopped log streaming at %s (timeline %d)", r.start, r.timeline)
 			return nil
 		}
 		next, err := r.receiveTimeline(ctx)
@@ -241,14 +242,8 @@ func (r *receiver) prepareTimeline(ctx context.Context) error {
 	return nil
 }
 
-// reached tells whether end LSN lies before the position, and says so.
-func (r *receiver) reached(lsn segment.LSN) bool {
-	if r.o.EndLSN == 0 || lsn <= r.o.EndLSN {
-		return false
-	}
-	r.debugf("stopped log streaming at %s (timeline %d)", lsn, r.timeline)
-	return true
-}
+// reached tells whether the end LSN lies before a position.
+func (r *receiver) reached(lsn segment.LSN) bool { return r.o.EndLSN != 0 && lsn > r.o.EndLSN }
 
 // nextTimeline is what the server tells at the end of a timeline.
 type nextTimeline struct {
