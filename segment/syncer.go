@@ -71,7 +71,7 @@ func (w *Writer) due() bool {
 // mayShow tells whether a segment may get its .partial name: once its first page has been checked, and it holds as
 // much as what it replaces.
 func (w *Writer) mayShow(s *openSegment, written LSN) bool {
-	return !s.visible.Load() && written >= s.id.LSN(w.o.Size)+pageHeaderSize && written >= s.hold
+	return !w.o.Whole && !s.visible.Load() && written >= s.id.LSN(w.o.Size)+pageHeaderSize && written >= s.hold
 }
 
 // checked is how far a flush may go: not into a segment whose first page has not been checked.

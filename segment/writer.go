@@ -18,6 +18,8 @@ type WriterOptions struct {
 	Size             Size
 	SystemIdentifier uint64
 	History          History // of Timeline; the first page of each segment is held against it
+	Whole            bool    // fill a hole: no segment is visible before it is complete, and no .partial is continued
+	CheckPages       bool    // hold the header of each page against its address, not only the first's of a segment
 	NoSync           bool    // never wait for the disk: then "flushed" only means written
 	Notify           func()  // called by the syncer when Flushed, Events or Err have something new; must not block
 }
@@ -33,6 +35,7 @@ type Writer struct {
 
 	current *openSegment // the one being filled; nil before the first byte of a segment
 	written atomic.Uint64
+	pages   pageChecker
 
 	mu      sync.Mutex
 	work    sync.Cond      // the syncer waits here, with mu
@@ -139,6 +142,11 @@ func (w *Writer) Append(lsn LSN, data []byte) (int, error) {
 			}
 		}
 	}
+	if w.o.CheckPages {
+		if err := w.pages.check(&s.header, w.o.Size, lsn, data); err != nil {
+			return 0, err
+		}
+	}
 	if _, err := s.file.WriteAt(data, int64(offset)); err != nil {
 		if errors.Is(err, io.ErrUnexpectedEOF) {
 			err = unix.ENOSPC // a short write without a reason (PostgreSQL: "if write didn't set errno, assume no disk space")
@@ -178,7 +186,11 @@ func (w *Writer) advance(s *openSegment, end LSN) {
 func (w *Writer) open(id ID) (*openSegment, error) {
 	name := w.partialName(id)
 	s := &openSegment{id: id}
-	f, err := w.d.dir.Open(name, true)
+	var f File
+	err := fs.ErrNotExist
+	if !w.o.Whole {
+		f, err = w.d.dir.Open(name, true)
+	}
 	switch {
 	case err == nil:
 		s.visible.Store(true)
@@ -193,7 +205,7 @@ func (w *Writer) open(id ID) (*openSegment, error) {
 	if err := w.fit(s, name); err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
-	if id == At(w.o.Timeline, w.o.Start, w.o.Size) {
+	if w.o.Whole || id == At(w.o.Timeline, w.o.Start, w.o.Size) {
 		if err := w.replace(s); err != nil {
 			return nil, errors.Join(err, f.Close())
 		}
@@ -227,7 +239,7 @@ func (w *Writer) replace(s *openSegment) error {
 		return err
 	}
 	for _, f := range files {
-		if f.base != s.id.Name(w.o.Size) || !f.partial || f.compression == Plain {
+		if f.base != s.id.Name(w.o.Size) || !f.partial || f.compression == Plain && !w.o.Whole {
 			continue
 		}
 		length, err := w.d.uncompressedSize(f, int64(w.o.Size))
