@@ -44,7 +44,7 @@ func (h *pageHeader) address() LSN             { return LSN(h.order().Uint64(h[8
 func (h *pageHeader) systemIdentifier() uint64 { return h.order().Uint64(h[24:]) }
 func (h *pageHeader) segmentSize() Size        { return Size(h.order().Uint32(h[32:])) }
 
-// firstPage reads the beginning of a file. What the file lacks is zero.
+// firstPage reads the beginning of a file. Of one that is too short for a header all is zero.
 func (d *Directory) firstPage(name string) (pageHeader, error) {
 	var h pageHeader
 	f, err := d.dir.Open(name, false)
@@ -52,10 +52,14 @@ func (d *Directory) firstPage(name string) (pageHeader, error) {
 		return h, failure("open file", d.full(name), err)
 	}
 	defer f.Close()
-	if _, err := f.ReadAt(h[:], 0); err != nil && err != io.EOF {
+	switch _, err := f.ReadAt(h[:], 0); err {
+	case nil:
+		return h, nil
+	case io.EOF:
+		return pageHeader{}, nil
+	default:
 		return h, failure("read file", d.full(name), err)
 	}
-	return h, nil
 }
 
 // checkFirstPage refuses a segment that is not what the server was asked for: another cluster's, another place's

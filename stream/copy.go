@@ -46,6 +46,9 @@ type copyStream struct {
 	shown      time.Time // when the last progress event was
 	changed    bool      // something has happened since then
 
+	unflushed time.Time // since when something is written that no flush was asked for; zero: nothing is
+	full      time.Time // when writing failed on a full disk that we wait for; zero: it did not
+
 	server serverClock
 	bytes  uint64
 	done   bool // the end LSN was reached
@@ -76,6 +79,8 @@ func newCopyStream(r *receiver) *copyStream {
 		Size:             r.sys.SegmentSize,
 		SystemIdentifier: r.sys.SystemIdentifier,
 		History:          r.history,
+		Whole:            r.filling,
+		CheckPages:       r.o.CheckPages,
 		NoSync:           r.o.NoSync,
 		Notify: func() {
 			c.news.Store(true)
@@ -140,9 +145,12 @@ func (c *copyStream) loop(ctx context.Context) (ending, error) {
 // it doesn't read: the server has to wait.
 func (c *copyStream) await() error {
 	deadline := c.deadline()
-	if !c.w.Ready() {
+	if !c.reads() {
 		c.c.wait(deadline)
 		c.lastHeard = time.Now()
+		if c.lastHeard.Sub(c.full) >= diskRetry {
+			c.full = time.Time{}
+		}
 		return nil
 	}
 	got, err := c.c.read(bufferSize, deadline)
@@ -152,9 +160,12 @@ func (c *copyStream) await() error {
 	return err
 }
 
+// reads tells whether there is room for more data.
+func (c *copyStream) reads() bool { return c.full.IsZero() && c.w.Ready() }
+
 // consume takes apart what was read.
 func (c *copyStream) consume() (ending, error) {
-	for c.w.Ready() {
+	for c.reads() {
 		if c.payload > 0 {
 			data := c.c.buffered()
 			if len(data) == 0 {
@@ -176,9 +187,16 @@ func (c *copyStream) consume() (ending, error) {
 // store writes a piece of WAL data.
 func (c *copyStream) store(data []byte) (ending, error) {
 	n, err := c.w.Append(c.next, data)
+	if c.waitsForDisk(err) && c.w.Err() == nil {
+		c.full = time.Now()
+		c.diskFull(err)
+		return goingOn, nil
+	}
 	if err != nil {
 		return goingOn, err
 	}
+	c.full = time.Time{}
+	c.diskHasRoom()
 	c.c.used(n)
 	c.payload -= n
 	c.next += segment.LSN(n)
@@ -295,7 +313,7 @@ func (c *copyStream) settle() error {
 		return err
 	}
 	c.changed = true
-	if c.o.Synchronous && c.w.Flushed() > c.reported {
+	if (c.o.Synchronous || c.o.FlushInterval > 0 && c.reportsFlush()) && c.w.Flushed() > c.reported {
 		return c.sendStatus(false)
 	}
 	return nil
@@ -324,6 +342,7 @@ func (c *copyStream) keepUp(now time.Time) error {
 			return err
 		}
 	}
+	c.flushInTime(now)
 	if limit := c.s.silence; limit > 0 {
 		quiet := now.Sub(c.lastHeard)
 		if quiet >= limit {
@@ -337,13 +356,27 @@ func (c *copyStream) keepUp(now time.Time) error {
 		}
 	}
 	if c.changed {
-		c.publish(StateStreaming)
+		c.publish(c.state())
 		if e := c.o.Events.Progress; e != nil && now.Sub(c.shown) >= c.o.ProgressInterval {
 			c.shown, c.changed = now, false
 			c.stopOn(e(c.s.Progress()))
 		}
 	}
 	return nil
+}
+
+// flushInTime asks for a flush once data has waited for one for the flush interval.
+func (c *copyStream) flushInTime(now time.Time) {
+	switch {
+	case c.o.FlushInterval <= 0 || c.o.Synchronous:
+	case c.w.Flushed() >= c.w.Written():
+		c.unflushed = time.Time{}
+	case c.unflushed.IsZero():
+		c.unflushed = now
+	case now.Sub(c.unflushed) >= c.o.FlushInterval:
+		c.unflushed = now
+		c.w.Flush()
+	}
 }
 
 // statusDue tells whether it is time for a status update.
@@ -372,6 +405,12 @@ func (c *copyStream) deadline() time.Time {
 	}
 	if !c.owed.IsZero() {
 		earlier(c.owed.Add(replyPatience))
+	}
+	if !c.unflushed.IsZero() {
+		earlier(c.unflushed.Add(c.o.FlushInterval))
+	}
+	if !c.full.IsZero() {
+		earlier(c.full.Add(diskRetry))
 	}
 	if limit := c.s.silence; limit > 0 {
 		if !c.asked {
@@ -422,6 +461,13 @@ func (c *copyStream) sendStatus(ask bool) error {
 // postgresEpoch is 2000-01-01 UTC in microseconds since 1970: PostgreSQL's clock begins there.
 const postgresEpoch = 946684800 * 1000000
 
+func (c *copyStream) state() State {
+	if c.full.IsZero() {
+		return StateStreaming
+	}
+	return StateDiskFull
+}
+
 // publish makes the progress visible to everybody.
 func (c *copyStream) publish(state State) {
 	written, flushed := c.w.Written(), c.w.Flushed()
@@ -441,6 +487,7 @@ func (c *copyStream) publish(state State) {
 // flush makes everything written durable and ends the writer. However long the disk takes, the server gets its status
 // updates meanwhile; if it cannot be reached any more, that shows later.
 func (c *copyStream) flush() error {
+	c.unflushed, c.full = time.Time{}, time.Time{}
 	closed := make(chan error, 1)
 	go func() {
 		closed <- c.w.Close()
