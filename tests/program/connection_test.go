@@ -22,7 +22,7 @@ func TestConnectionStrings(t *testing.T) {
 		{"-d", "host=/nonexistent port=1"},
 		{"-d", "postgresql://u@%2Fnonexistent:1/db"},
 		{"-d", "host=/nonexistent", "-h", "/nonexistent2", "-p", "7"},
-		{"-d", "host=/nonexistent dbname=host=/tmp"},
+		{"-d", "host=/nonexistent dbname=port=7"},
 		{"-d", "host=/nonexistent replication=database"},
 		{"-d", "service=nosuchservice"},
 		{"-d", "host=/nonexistent port=nonsense"},
