@@ -84,6 +84,7 @@ func optionsOf(o *C.receivewal_options, directory string) stream.Options {
 		ProgressInterval: time.Duration(o.progress_interval) * time.Millisecond,
 		Synchronous:      o.synchronous != 0,
 		NoSync:           o.no_sync != 0,
+		ReceiveTimeout:   time.Duration(o.receive_timeout) * time.Millisecond,
 		FileMode:         fs.FileMode(o.file_mode),
 	}
 	if o.status_interval == 0 {
@@ -231,6 +232,7 @@ func setProgress(c *C.receivewal_progress, p stream.Progress) {
 		server_lsn:    C.receivewal_lsn(p.ServerLSN),
 		bytes:         C.uint64_t(p.Bytes),
 		segments:      C.uint64_t(p.Segments),
+		reconnects:    C.uint64_t(p.Reconnects),
 		server_time:   microseconds(p.ServerTime),
 		received_time: microseconds(p.ReceivedTime),
 	}

@@ -33,7 +33,7 @@ var statuses = []struct {
 	{stream.ErrSlotExists, C.RECEIVEWAL_ERR_SLOT_EXISTS},
 	{stream.ErrUnsupported, C.RECEIVEWAL_ERR_UNSUPPORTED},
 	{stream.ErrTimeline, C.RECEIVEWAL_ERR_TIMELINE},
-	{stream.ErrInternal, C.RECEIVEWAL_ERR_INTERNAL},
+	{segment.ErrInternal, C.RECEIVEWAL_ERR_INTERNAL},
 	{segment.ErrNoDirectory, C.RECEIVEWAL_ERR_NO_DIRECTORY},
 	{segment.ErrPermission, C.RECEIVEWAL_ERR_PERMISSION},
 	{segment.ErrLocked, C.RECEIVEWAL_ERR_LOCKED},
@@ -90,6 +90,8 @@ func stateOf(state stream.State) C.receivewal_state {
 		return C.RECEIVEWAL_STATE_STREAMING
 	case stream.StateStopping:
 		return C.RECEIVEWAL_STATE_STOPPING
+	case stream.StateReconnecting:
+		return C.RECEIVEWAL_STATE_RECONNECTING
 	}
 	return C.RECEIVEWAL_STATE_IDLE
 }

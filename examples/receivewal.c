@@ -181,13 +181,14 @@ static void announce_stop(void)
 
 /* ------------------------------------------------------------------------------------------ connection */
 
-/* Asks for the password on the terminal, without echo; on standard input and error where there is no terminal. */
+/* Asks for the password on the terminal, without echo; on standard input and error where there is no terminal. NULL at
+ * the end of the input. */
 static char *ask_password(void)
 {
     static char password[1024];
     struct termios normal, silent;
     FILE *in = fopen("/dev/tty", "r"), *out = fopen("/dev/tty", "w");
-    bool have_tty = in != NULL && out != NULL, echo_off;
+    bool have_tty = in != NULL && out != NULL, echo_off, answered;
 
     if (!have_tty)
     {
@@ -207,20 +208,18 @@ static char *ask_password(void)
     }
     fputs("Password: ", out);
     fflush(out);
-    if (fgets(password, sizeof(password), in) == NULL)
-        password[0] = '\0';
-    password[strcspn(password, "\r\n")] = '\0';
+    answered = fgets(password, sizeof(password), in) != NULL;
+    if (answered)
+        password[strcspn(password, "\r\n")] = '\0';
     if (echo_off)
-    {
         tcsetattr(fileno(in), TCSAFLUSH, &normal);
-        fputs("\n", out);
-    }
+    fputs("\n", out);
     if (have_tty)
     {
         fclose(in);
         fclose(out);
     }
-    return password;
+    return answered ? password : NULL;
 }
 
 /* Connects with libpq, asking for a password where one is wanted. NULL: not enough memory. */
@@ -233,8 +232,8 @@ static PGconn *connect_with_password(const char **keywords, const char **values,
     {
         PGconn *conn;
 
-        if (ask)
-            password = ask_password();
+        if (ask && (password = ask_password()) == NULL)
+            set.password = -1; /* nobody is there to answer; pg_receivewal would ask for ever */
         keywords[count] = password != NULL ? "password" : NULL;
         values[count] = password;
         conn = PQconnectdbParams(keywords, values, 1);

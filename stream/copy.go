@@ -48,6 +48,7 @@ type copyStream struct {
 
 	server serverClock
 	bytes  uint64
+	done   bool // the end LSN was reached
 }
 
 // serverClock is what the server said last of itself.
@@ -91,6 +92,7 @@ func newCopyStream(r *receiver) *copyStream {
 func (c *copyStream) run(ctx context.Context) (*nextTimeline, error) {
 	c.publish(StateStreaming)
 	end, err := c.loop(ctx)
+	c.done = end == endReached
 	c.publish(StateStopping)
 	if flushErr := c.flush(); err == nil {
 		err = flushErr
@@ -450,6 +452,9 @@ func (c *copyStream) flush() error {
 		case err := <-closed:
 			for _, e := range c.w.Events() {
 				c.tell(e)
+			}
+			if c.done {
+				c.debugf("stopped log streaming at %s (timeline %d)", c.next, c.timeline)
 			}
 			if name := c.w.Partial(); name != "" {
 				c.o.Events.log(slog.LevelInfo, "not renaming \""+name+"\", segment is not complete")

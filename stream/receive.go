@@ -70,7 +70,7 @@ func (o *Options) check() error {
 // (ErrStopped, with the callback's error), or until something fails. It blocks, and it alone calls the callbacks.
 //
 // In every case what was written is left so that the next Receive continues it; see Usable for the connection.
-func (s *Session) Receive(ctx context.Context, o Options) error {
+func (s *Session) Receive(ctx context.Context, o Options) (err error) {
 	if err := o.check(); err != nil {
 		return err
 	}
@@ -91,11 +91,12 @@ func (s *Session) Receive(ctx context.Context, o Options) error {
 	if r.dir, err = segment.Open(segment.OS, o.Directory); err != nil {
 		return err
 	}
-	err = r.persist(ctx)
-	if closeErr := r.dir.Close(); err == nil {
-		err = closeErr
-	}
-	return err
+	defer func() {
+		if closeErr := r.dir.Close(); err == nil {
+			err = closeErr
+		}
+	}()
+	return r.persist(ctx)
 }
 
 // receiver is one Receive.
@@ -155,6 +156,7 @@ func (r *receiver) timelines(ctx context.Context) error {
 			return err
 		}
 		if r.reached(r.start) {
+			r.debugf("stopped log streaming at %s (timeline %d)", r.start, r.timeline)
 			return nil
 		}
 		next, err := r.receiveTimeline(ctx)
@@ -240,14 +242,8 @@ func (r *receiver) prepareTimeline(ctx context.Context) error {
 	return nil
 }
 
-// reached tells whether end LSN lies before the position, and says so.
-func (r *receiver) reached(lsn segment.LSN) bool {
-	if r.o.EndLSN == 0 || lsn <= r.o.EndLSN {
-		return false
-	}
-	r.debugf("stopped log streaming at %s (timeline %d)", lsn, r.timeline)
-	return true
-}
+// reached tells whether the end LSN lies before a position.
+func (r *receiver) reached(lsn segment.LSN) bool { return r.o.EndLSN != 0 && lsn > r.o.EndLSN }
 
 // nextTimeline is what the server tells at the end of a timeline.
 type nextTimeline struct {

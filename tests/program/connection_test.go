@@ -93,9 +93,8 @@ func TestPassword(t *testing.T) {
 		{[]string{"PGPASSFILE=" + passfile}, "", []string{"-w"}, 0, ""},
 		{nil, "", []string{"-w"}, 1, "fe_sendauth: no password supplied\n"},
 		{[]string{"PGPASSWORD=wrong"}, "", []string{"-w"}, 1, `password authentication failed for user "walreceiver"`},
-		{nil, "open sesame\n", nil, 0, "Password: "},
-		{nil, "wrong\n", nil, 1, `Password: pg_receivewal: error: `},
-		{nil, "", nil, 1, "Password: "},
+		{nil, "open sesame\n", nil, 0, "Password: \n"},
+		{nil, "wrong\n", nil, 1, "Password: \npg_receivewal: error: "},
 		{[]string{"PGPASSWORD=wrong"}, "open sesame\n", []string{"-W"}, 0, "Password: "},
 	} {
 		var results []result
@@ -115,11 +114,23 @@ func TestPassword(t *testing.T) {
 	}
 }
 
+// Where standard input has ended, pg_receivewal asks again and again without a pause. We ask once.
+func TestPasswordFromNobody(t *testing.T) {
+	_, args := secret(t)
+	cmd := exec.Command(ours(t).path, append([]string{"-D", t.TempDir()}, args...)...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	r := startCommand(t, cmd).wait()
+	if r.code != 1 || strings.Count(r.stderr, "Password: ") != 1 || !strings.Contains(r.stderr, "no password supplied") {
+		t.Error(r)
+	}
+}
+
 // terminal is a pseudo-terminal with a program on it.
 type terminal struct {
 	*process
 	master *os.File
 	seen   lockedBuffer
+	closed chan struct{} // by the program, and all of it seen
 }
 
 // onTerminal starts a program with a new terminal as its controlling one, and as its standard input, output and error.
@@ -147,9 +158,16 @@ func onTerminal(t *testing.T, program program, args ...string) *terminal {
 	cmd.Env = []string{"LC_ALL=C", "HOME=/nonexistent"}
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = slave, slave, slave
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
-	term := &terminal{process: startCommand(t, cmd), master: master}
-	go io.Copy(&term.seen, master)
+	term := &terminal{process: startCommand(t, cmd), master: master, closed: make(chan struct{})}
+	go func() { io.Copy(&term.seen, master); close(term.closed) }()
 	return term
+}
+
+func (term *terminal) wait() result {
+	term.t.Helper()
+	r := term.process.wait()
+	<-term.closed
+	return r
 }
 
 func (term *terminal) expect(text string) {
@@ -178,7 +196,7 @@ func TestPasswordOnTerminal(t *testing.T) {
 // --progress draws one line on a terminal, which messages replace and which is gone in the end; elsewhere it prints nothing.
 func TestProgress(t *testing.T) {
 	c := pg.New(t, pg.Options{SegmentSizeMB: 1})
-	args := append([]string{"-D", t.TempDir(), "--progress", "-v"}, c.ConnArgs()...)
+	args := append([]string{"-D", t.TempDir(), "--progress", "-v", "-s", "1"}, c.ConnArgs()...)
 	term := onTerminal(t, ours(t), args...)
 	c.WaitStreaming("pg_receivewal")
 	c.Generate(3)

@@ -88,15 +88,12 @@ func resumeFromSlot(t *testing.T, c *pg.Cluster) {
 		exists(t, filepath.Join(p.dirs["ours"], kept))
 		p.compareFiles()
 	}
-	// Both tell the server as much: what they have flushed.
-	var positions []string
-	for _, program := range p.programs {
-		positions = append(positions, c.SQL(fmt.Sprintf("select restart_lsn >= '%s' from pg_replication_slots where slot_name = 'slot_%s'", end, program.name)))
+	// The server may recycle what we have flushed, and nothing more. pg_receivewal does not report the last flush before it ends.
+	position := func(name string) pg.LSN {
+		return c.LSN(fmt.Sprintf("select restart_lsn from pg_replication_slots where slot_name = 'slot_%s'", name))
 	}
-	for _, position := range positions {
-		if position != positions[0] {
-			t.Errorf("a slot is beyond the end: %v, want the same of each", positions)
-		}
+	if at := position("ours"); at < end || at > c.CurrentLSN() || len(p.programs) == 2 && at < position("theirs") {
+		t.Errorf("the slot is at %s, the end was at %s", at, end)
 	}
 	for _, program := range p.programs {
 		c.SQL(fmt.Sprintf("select pg_drop_replication_slot('slot_%s')", program.name))
@@ -189,13 +186,12 @@ func TestPermissions(t *testing.T) {
 		c := pg.New(t, pg.Options{SegmentSizeMB: 1, GroupAccess: group})
 		for _, umask := range []string{"0", "027", "077"} {
 			p := newPair(t, c)
+			first := c.SegmentName(1, c.CurrentLSN()) + ".partial"
 			end := c.Generate(2)
 			for _, dir := range p.dirs {
-				partial := filepath.Join(dir, c.SegmentName(1, 1<<20)+".partial")
-				if err := os.WriteFile(partial, nil, 0o600); err != nil {
+				if err := os.WriteFile(filepath.Join(dir, first), nil, 0o600); err != nil {
 					t.Fatal(err)
 				}
-				os.Chmod(partial, 0o600)
 			}
 			for _, program := range p.programs {
 				args := append([]string{"-c", "umask " + umask + `; exec "$0" "$@"`, program.path, "-D", p.dirs[program.name], "-n", "-E", (end - 1).String()}, c.ConnArgs()...)
@@ -204,6 +200,9 @@ func TestPermissions(t *testing.T) {
 					t.Fatal(r)
 				}
 				lines := strings.Split(strings.TrimSpace(modes(t, p.dirs[program.name])), "\n")
+				if len(lines) < 3 {
+					t.Errorf("%s received %q only", program.name, lines)
+				}
 				for _, line := range lines[1:] { // the first is the file that we made
 					if !strings.HasPrefix(line, want) {
 						t.Errorf("%s, group access %v, umask %s: %s, want %s", program.name, group, umask, line, want)
@@ -304,7 +303,7 @@ func TestFlushPosition(t *testing.T) {
 			if got := c.SQL("select coalesce(replay_lsn::text, 'none') from pg_stat_replication"); got != "none" {
 				t.Errorf("%s reports %s as applied", program.name, got)
 			}
-			receiver.signal(syscall.SIGTERM)
+			receiver.signal(syscall.SIGINT)
 			if r := receiver.wait(); r.code != 0 {
 				t.Error(r)
 			}
@@ -313,11 +312,14 @@ func TestFlushPosition(t *testing.T) {
 	}
 }
 
-// SIGINT and SIGTERM end it cleanly: exit code 0, and with --verbose a message.
+// SIGINT and, as from pg_receivewal 16 on, SIGTERM end it cleanly: exit code 0, and with --verbose a message.
 func TestSignals(t *testing.T) {
 	c := pg.New(t, pg.Options{SegmentSizeMB: 1})
 	for _, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM} {
 		p := newPair(t, c)
+		if sig == syscall.SIGTERM {
+			p.programs = p.programs[1:]
+		}
 		var results []result
 		for _, program := range p.programs {
 			receiver := program.start(t, nil, append([]string{"-D", p.dirs[program.name], "-v", "-s", "1"}, c.ConnArgs()...)...)
@@ -380,7 +382,7 @@ func TestLostConnection(t *testing.T) {
 			c.Stop(mode)
 			r := once.wait()
 			lines := strings.Split(strings.TrimSpace(r.stderr), "\n")
-			if r.code != 1 || lines[len(lines)-1] != "pg_receivewal: error: disconnected" || !strings.HasPrefix(r.stderr, "pg_receivewal: error: ") && program.name == "ours" {
+			if r.code != 1 || len(lines) < 2 || lines[len(lines)-1] != "pg_receivewal: error: disconnected" || !strings.Contains(r.stderr, "pg_receivewal: error: ") {
 				t.Errorf("%s, %v: %v", program.name, mode, r)
 			}
 			again.waitStderr("pg_receivewal: disconnected; waiting 5 seconds to try again\n")
@@ -391,13 +393,15 @@ func TestLostConnection(t *testing.T) {
 			}
 			c.Start()
 			c.WaitStreaming("pg_receivewal")
-			c.SwitchWAL()
-			end := c.Tick()
-			again.signal(syscall.SIGTERM)
+			complete, _ := c.SwitchWAL()
+			c.WaitFor(complete, func() bool {
+				_, err := os.Stat(filepath.Join(p.dirs[program.name], complete))
+				return err == nil
+			})
+			again.signal(syscall.SIGINT)
 			if r := again.wait(); r.code != 0 {
 				t.Errorf("%s, %v: %v", program.name, mode, r)
 			}
-			_ = end
 			c.WaitGone("pg_receivewal")
 		}
 		c.CompareWithServer(p.dirs["ours"])
@@ -470,8 +474,9 @@ func TestEmbed(t *testing.T) {
 	c.Generate(5)
 	p.Succeed()
 	contains(t, p.Output(), "is complete and safe on disk", "the server is at 0/")
-	if f := pg.List(t, dir); len(f.Complete) != 3 {
-		t.Errorf("%+v, want 3 complete segments", f)
+	// What has arrived before the stop is completed too.
+	if f := pg.List(t, dir); len(f.Complete) < 3 || len(f.Complete) != strings.Count(p.Output(), "is complete") {
+		t.Errorf("%+v, want 3 complete segments or more", f)
 	}
 	c.CompareWithServer(dir)
 }
