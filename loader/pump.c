@@ -6,17 +6,29 @@
  */
 #define _POSIX_C_SOURCE 200809L
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <limits.h>
 #include <stdlib.h>
 #include <sys/eventfd.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "internal.h"
 
 int rw_eventfd(void)
 {
-    return eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    int fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+
+    /* Not in the place of a standard descriptor that the host has closed: it may write its messages there. */
+    if (fd >= 0 && fd <= 2)
+    {
+        int other = fcntl(fd, F_DUPFD_CLOEXEC, 3);
+
+        close(fd);
+        return other;
+    }
+    return fd;
 }
 
 void rw_event_free(rw_core_event *event)
