@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgproto3"
+
+	"libreceivewal/segment"
 )
 
 // SessionOptions says what is known of a connection beforehand.
@@ -30,6 +32,7 @@ type SessionOptions struct {
 // ErrBusy. Progress and Usable may be called by any goroutine at any time.
 type Session struct {
 	wire          *wire
+	fs            segment.FS
 	serverVersion int
 	started       *StartedStream // not taken over yet
 
@@ -47,7 +50,7 @@ type Session struct {
 // authentication may still be unread on it. The connection stays the caller's: a Session never closes it, and
 // leaves it without deadlines.
 func NewSession(conn net.Conn, o SessionOptions) *Session {
-	s := &Session{serverVersion: o.ServerVersion}
+	s := &Session{fs: segment.OS, serverVersion: o.ServerVersion}
 	s.lend(conn, o)
 	return s
 }
