@@ -507,9 +507,7 @@ func (c *copyStream) end(ctx context.Context) (rows [][][]byte, err error) {
 // drain reads what the server sends after COPY has ended, up to ReadyForQuery: data that was on its way, which is not
 // wanted any more, and at the end of a timeline a row with the next one.
 func (c *copyStream) drain(ctx context.Context) (rows [][][]byte, err error) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTime)
-	defer cancel()
-	defer context.AfterFunc(ctx, c.s.wake)()
+	c.s.grace = time.Now().Add(drainTime) // whether somebody stops meanwhile or not
 	for c.payload > 0 {
 		n := min(c.payload, len(c.c.buffered()))
 		c.c.used(n)

@@ -41,6 +41,7 @@ type Session struct {
 	log    func(level slog.Level, text string)
 
 	silence time.Duration // how long the server may be silent when an answer is due; 0: for ever
+	grace   time.Time     // when the answer that is due must be complete; zero: no matter, as long as nobody stops
 
 	mu       sync.Mutex // guards wire against wake, and progress
 	progress Progress
@@ -156,27 +157,32 @@ func (s *Session) anyMessage(ctx context.Context) (byte, []byte, error) {
 	}
 }
 
-// read waits for some of the next n bytes: as long as the server may be silent, or for stopGrace once ctx has ended.
+// read waits for some of the next n bytes: as long as the server may be silent, but the whole answer for no longer than
+// stopGrace once ctx has ended.
 func (s *Session) read(ctx context.Context, n int) error {
 	var limit time.Time
 	if s.silence > 0 {
 		limit = time.Now().Add(s.silence)
 	}
-	stopping := false
 	for {
+		if ctx.Err() != nil && s.grace.IsZero() {
+			s.grace = time.Now().Add(stopGrace)
+		}
+		if !s.grace.IsZero() && (limit.IsZero() || s.grace.Before(limit)) {
+			limit = s.grace
+		}
+		switch {
+		case limit.IsZero() || time.Now().Before(limit):
+		case ctx.Err() != nil:
+			return fail(ErrStopped, "stopped; the server did not answer")
+		case limit.Equal(s.grace):
+			return fail(ErrConnectionLost, "the server did not answer in time")
+		default:
+			return silent(s.silence)
+		}
 		got, err := s.wire.read(min(n, bufferSize), limit)
 		if err != nil || got {
 			return err
-		}
-		if ctx.Err() != nil && !stopping {
-			stopping, limit = true, time.Now().Add(stopGrace)
-		}
-		switch {
-		case limit.IsZero() || time.Now().Before(limit): // woken by something else
-		case stopping:
-			return fail(ErrStopped, "stopped; the server did not answer")
-		default:
-			return silent(s.silence)
 		}
 	}
 }
@@ -260,6 +266,7 @@ func (s *Session) command(ctx context.Context, sql string) (answer, error) {
 		return a, fail(ErrBusy, "replication has been started on this connection: only a receive can take it over")
 	}
 	s.usable.Store(false)
+	s.grace = time.Time{}
 	if err := s.wire.send(&pgproto3.Query{String: sql}); err != nil {
 		return a, err
 	}
