@@ -244,10 +244,10 @@ func (c *copyStream) takeWAL(b []byte, length int) (ending, bool, error) {
 	begin := segment.LSN(binary.BigEndian.Uint64(b[1:]))
 	c.heard(b[9:])
 	c.c.used(headerSize + walHeaderSize)
+	c.payload = length - walHeaderSize
 	if begin != c.next {
 		return goingOn, false, fail(segment.ErrGap, "got WAL data at %s, expected %s", begin, c.next)
 	}
-	c.payload = length - walHeaderSize
 	return goingOn, true, nil
 }
 
