@@ -116,7 +116,7 @@ func (c *copyStream) loop(ctx context.Context) (ending, error) {
 		if err := c.settle(); err != nil {
 			return goingOn, err
 		}
-		if c.stopped(ctx) != nil {
+		if c.stop != nil {
 			return endStopped, nil
 		}
 		if end, err := c.consume(); end != goingOn || err != nil {
@@ -127,6 +127,9 @@ func (c *copyStream) loop(ctx context.Context) (ending, error) {
 		}
 		if err := c.keepUp(time.Now()); err != nil {
 			return goingOn, err
+		}
+		if c.stopped(ctx) != nil {
+			return endStopped, nil
 		}
 		if err := c.await(); err != nil {
 			return goingOn, err
