@@ -362,28 +362,37 @@ func (c *copyStream) replyDue(now time.Time) bool {
 
 // deadline is when keepUp has to be called at the latest; zero: never.
 func (c *copyStream) deadline() time.Time {
-	var first time.Time
-	earlier := func(t time.Time) {
-		if first.IsZero() || t.Before(first) {
-			first = t
-		}
-	}
-	if c.o.StatusInterval > 0 {
-		earlier(c.lastStatus.Add(c.o.StatusInterval))
-	}
-	if !c.owed.IsZero() {
-		earlier(c.owed.Add(replyPatience))
-	}
+	first := c.statusTime()
 	if limit := c.s.silence; limit > 0 {
 		if !c.asked {
 			limit /= 2
 		}
-		earlier(c.lastHeard.Add(limit))
+		first = earlier(first, c.lastHeard.Add(limit))
 	}
 	if c.changed && c.o.Events.Progress != nil {
-		earlier(c.shown.Add(c.o.ProgressInterval))
+		first = earlier(first, c.shown.Add(c.o.ProgressInterval))
 	}
 	return first
+}
+
+// statusTime is when the next status update is due at the latest; zero: never.
+func (c *copyStream) statusTime() time.Time {
+	var first time.Time
+	if c.o.StatusInterval > 0 {
+		first = c.lastStatus.Add(c.o.StatusInterval)
+	}
+	if !c.owed.IsZero() {
+		first = earlier(first, c.owed.Add(replyPatience))
+	}
+	return first
+}
+
+// earlier is the earlier of two times; zero is no time.
+func earlier(a, b time.Time) time.Time {
+	if a.IsZero() || b.Before(a) {
+		return b
+	}
+	return a
 }
 
 // reportsFlush tells whether the server is told the flushed position. Without a slot, a receiver that does not flush
@@ -442,30 +451,32 @@ func (c *copyStream) publish(state State) {
 // flush makes everything written durable and ends the writer. However long the disk takes, the server gets its status
 // updates meanwhile; if it cannot be reached any more, that shows later.
 func (c *copyStream) flush() error {
-	closed := make(chan error, 1)
-	go func() {
-		closed <- c.w.Close()
-		c.s.wake()
-	}()
-	var lost error
+	closed := make(chan error)
+	go func() { closed <- c.w.Close() }()
+	err := c.report(closed)
+	for _, e := range c.w.Events() {
+		c.tell(e)
+	}
+	if name := c.w.Partial(); name != "" {
+		c.o.Events.log(slog.LevelInfo, "not renaming \""+name+"\", segment is not complete")
+	}
+	return err
+}
+
+// report waits for the end of a flush, and sends status updates meanwhile.
+func (c *copyStream) report(closed <-chan error) error {
 	for {
+		var due <-chan time.Time
+		if next := c.statusTime(); !next.IsZero() {
+			due = time.After(time.Until(next))
+		}
 		select {
 		case err := <-closed:
-			for _, e := range c.w.Events() {
-				c.tell(e)
-			}
-			if name := c.w.Partial(); name != "" {
-				c.o.Events.log(slog.LevelInfo, "not renaming \""+name+"\", segment is not complete")
-			}
 			return err
-		default:
+		case <-due:
 		}
-		c.c.wait(c.deadline())
-		c.lastHeard = time.Now()
-		if now := c.lastHeard; lost == nil && c.statusDue(now) {
-			lost = c.sendStatus(false)
-		} else if lost != nil {
-			c.lastStatus, c.owed = now, time.Time{}
+		if err := c.sendStatus(false); err != nil {
+			return <-closed
 		}
 	}
 }
