@@ -46,6 +46,9 @@ type copyStream struct {
 	shown      time.Time // when the last progress event was
 	changed    bool      // something has happened since then
 
+	segment string     // the name of the segment that is being written,
+	named   segment.ID // which is this one
+
 	server serverClock
 	bytes  uint64
 }
@@ -406,7 +409,7 @@ func (c *copyStream) sendStatus(ask bool) error {
 	if c.reportsFlush() {
 		flushed = c.w.Flushed()
 	}
-	var m [statusMessageSize]byte
+	m := c.c.scratch(statusMessageSize)
 	m[0] = typeCopyData
 	binary.BigEndian.PutUint32(m[1:], statusMessageSize-1)
 	m[5] = payloadStatus
@@ -417,7 +420,7 @@ func (c *copyStream) sendStatus(ask bool) error {
 	if ask {
 		m[38] = 1
 	}
-	if err := c.c.write(m[:]); err != nil {
+	if err := c.c.write(m); err != nil {
 		return err
 	}
 	c.lastStatus, c.reported = now, flushed
@@ -435,11 +438,13 @@ const postgresEpoch = 946684800 * 1000000
 // publish makes the progress visible to everybody.
 func (c *copyStream) publish(state State) {
 	written, flushed := c.w.Written(), c.w.Flushed()
-	name := segment.At(c.timeline, written, c.sys.SegmentSize).Name(c.sys.SegmentSize)
+	if id := segment.At(c.timeline, written, c.sys.SegmentSize); id != c.named {
+		c.named, c.segment = id, id.Name(c.sys.SegmentSize)
+	}
 	c.s.setProgress(func(p *Progress) {
 		p.State, p.Timeline, p.WrittenLSN, p.FlushedLSN = state, c.timeline, written, flushed
 		p.Bytes += c.bytes
-		p.Segment = name
+		p.Segment = c.segment
 		if !c.server.received.IsZero() {
 			p.ServerLSN = c.server.end
 			p.ServerTime, p.ReceivedTime = time.UnixMicro(c.server.time+postgresEpoch), c.server.received
