@@ -538,6 +538,7 @@ func (c *copyStream) drain(ctx context.Context) (rows [][][]byte, err error) {
 		}
 	}
 	var failed error
+	size := 0
 	for {
 		kind, body, err := c.s.message(ctx)
 		if err != nil {
@@ -550,7 +551,8 @@ func (c *copyStream) drain(ctx context.Context) (rows [][][]byte, err error) {
 			if err != nil {
 				return nil, err
 			}
-			if rows = append(rows, row); len(rows) > maxRows {
+			size += len(body)
+			if rows = append(rows, row); len(rows) > maxRows || size > maxMessage {
 				return nil, fail(ErrProtocol, "the server sent too many rows at the end of the stream")
 			}
 		case typeErrorResponse:

@@ -252,7 +252,7 @@ func (s *Session) idle(ctx context.Context) error {
 	return nil
 }
 
-// maxRows is far more than any replication command answers.
+// maxRows is far more than any replication command answers; the rows together may be as long as one message.
 const maxRows = 100
 
 // command sends a command by the simple query protocol and reads its answer, up to ReadyForQuery or the beginning
@@ -271,7 +271,7 @@ func (s *Session) command(ctx context.Context, sql string) (answer, error) {
 		return a, err
 	}
 	var failed error
-	answered := false
+	answered, size := false, 0
 	for {
 		kind, body, err := s.message(ctx)
 		if err != nil {
@@ -295,7 +295,8 @@ func (s *Session) command(ctx context.Context, sql string) (answer, error) {
 			if err != nil {
 				return a, err
 			}
-			if a.rows = append(a.rows, row); len(a.rows) > maxRows {
+			size += len(body)
+			if a.rows = append(a.rows, row); len(a.rows) > maxRows || size > maxMessage {
 				return a, fail(ErrProtocol, "the server sent too many rows for %q", sql)
 			}
 		case typeErrorResponse:
