@@ -90,6 +90,7 @@ func (s *Session) begin(ctx context.Context) (end func(), err error) {
 		s.busy.Store(false)
 		return nil, fail(ErrConnectionLost, "the connection is not idle: an earlier operation on it failed")
 	}
+	s.wire.release() // from the deadlines of the connection's earlier life
 	woken := make(chan struct{})
 	cancel := context.AfterFunc(ctx, func() {
 		defer close(woken)
