@@ -2,7 +2,6 @@ package stream
 
 import (
 	"context"
-	"errors"
 	"log/slog"
 	"net"
 	"strconv"
@@ -245,8 +244,18 @@ func (s *Session) idle(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if ok, err := s.asynchronous(kind, body); err != nil || !ok {
-			return errors.Join(err, unexpected(kind, "ReadyForQuery"))
+		ok, err := s.asynchronous(kind, body)
+		switch {
+		case err != nil:
+			return err
+		case kind == typeErrorResponse: // the server ends the connection
+			var m pgproto3.ErrorResponse
+			if err := decode(&m, body); err != nil {
+				return err
+			}
+			return fail(ErrConnectionLost, "the server closed the connection: %w", newServerError(&m))
+		case !ok:
+			return unexpected(kind, "ReadyForQuery")
 		}
 	}
 	s.usable.Store(true)
