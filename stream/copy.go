@@ -109,6 +109,9 @@ func (c *copyStream) run(ctx context.Context) (*nextTimeline, error) {
 		err = c.stopped(ctx)
 	case endReached:
 		err = nil // all that was asked for is there; Usable tells what has become of the connection
+		if c.stop != nil {
+			err = c.stopped(ctx)
+		}
 	}
 	return next, err
 }
