@@ -318,5 +318,8 @@ func (s *Session) timelineHistory(ctx context.Context, timeline segment.Timeline
 	if want := segment.HistoryName(timeline); string(row[0]) != want {
 		return nil, fail(ErrProtocol, "server reported unexpected history file name for timeline %d: %q", timeline, row[0])
 	}
+	if row[1] == nil {
+		return nil, fail(ErrProtocol, "server reported no content of history file %q", row[0])
+	}
 	return row[1], nil
 }
