@@ -222,7 +222,11 @@ func parseVersion(version string) int {
 		if end < 0 {
 			end = len(text)
 		}
-		part[i], _ = strconv.Atoi(text[:end]) // no digits: 0, not known
+		n, err := strconv.ParseUint(text[:end], 10, 16)
+		if err != nil {
+			break // no number: not known
+		}
+		part[i] = int(n)
 	}
 	if part[0] >= 10 {
 		return part[0]*10000 + part[1]
