@@ -96,7 +96,7 @@ func (s *Session) Receive(ctx context.Context, o Options) (err error) {
 	s.setProgress(func(p *Progress) { *p = Progress{State: StateStarting} })
 	defer s.setProgress(func(p *Progress) { p.State = StateIdle })
 
-	if r.dir, err = segment.Open(segment.OS, o.Directory); err != nil {
+	if r.dir, err = segment.Open(s.fs, o.Directory); err != nil {
 		return err
 	}
 	defer func() {

@@ -2,7 +2,6 @@ package stream
 
 import (
 	"context"
-	"errors"
 	"log/slog"
 	"net"
 	"strconv"
@@ -12,6 +11,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgproto3"
+
+	"libreceivewal/segment"
 )
 
 // SessionOptions says what is known of a connection beforehand.
@@ -30,6 +31,7 @@ type SessionOptions struct {
 // ErrBusy. Progress and Usable may be called by any goroutine at any time.
 type Session struct {
 	wire          *wire
+	fs            segment.FS
 	serverVersion int
 	started       *StartedStream // not taken over yet
 
@@ -38,6 +40,7 @@ type Session struct {
 	log    func(level slog.Level, text string)
 
 	silence time.Duration // how long the server may be silent when an answer is due; 0: for ever
+	grace   time.Time     // when the answer that is due must be complete; zero: no matter, as long as nobody stops
 
 	mu       sync.Mutex // guards wire against wake, and progress
 	progress Progress
@@ -47,7 +50,7 @@ type Session struct {
 // authentication may still be unread on it. The connection stays the caller's: a Session never closes it, and
 // leaves it without deadlines.
 func NewSession(conn net.Conn, o SessionOptions) *Session {
-	s := &Session{serverVersion: o.ServerVersion}
+	s := &Session{fs: segment.OS, serverVersion: o.ServerVersion}
 	s.lend(conn, o)
 	return s
 }
@@ -86,6 +89,7 @@ func (s *Session) begin(ctx context.Context) (end func(), err error) {
 		s.busy.Store(false)
 		return nil, fail(ErrConnectionLost, "the connection is not idle: an earlier operation on it failed")
 	}
+	s.wire.release() // from the deadlines of the connection's earlier life
 	woken := make(chan struct{})
 	cancel := context.AfterFunc(ctx, func() {
 		defer close(woken)
@@ -153,27 +157,32 @@ func (s *Session) anyMessage(ctx context.Context) (byte, []byte, error) {
 	}
 }
 
-// read waits for some of the next n bytes: as long as the server may be silent, or for stopGrace once ctx has ended.
+// read waits for some of the next n bytes: as long as the server may be silent, but the whole answer for no longer than
+// stopGrace once ctx has ended.
 func (s *Session) read(ctx context.Context, n int) error {
 	var limit time.Time
 	if s.silence > 0 {
 		limit = time.Now().Add(s.silence)
 	}
-	stopping := false
 	for {
+		if ctx.Err() != nil && s.grace.IsZero() {
+			s.grace = time.Now().Add(stopGrace)
+		}
+		if !s.grace.IsZero() && (limit.IsZero() || s.grace.Before(limit)) {
+			limit = s.grace
+		}
+		switch {
+		case limit.IsZero() || time.Now().Before(limit):
+		case ctx.Err() != nil:
+			return fail(ErrStopped, "stopped; the server did not answer")
+		case limit.Equal(s.grace):
+			return fail(ErrConnectionLost, "the server did not answer in time")
+		default:
+			return silent(s.silence)
+		}
 		got, err := s.wire.read(min(n, bufferSize), limit)
 		if err != nil || got {
 			return err
-		}
-		if ctx.Err() != nil && !stopping {
-			stopping, limit = true, time.Now().Add(stopGrace)
-		}
-		switch {
-		case limit.IsZero() || time.Now().Before(limit): // woken by something else
-		case stopping:
-			return fail(ErrStopped, "stopped; the server did not answer")
-		default:
-			return silent(s.silence)
 		}
 	}
 }
@@ -213,7 +222,11 @@ func parseVersion(version string) int {
 		if end < 0 {
 			end = len(text)
 		}
-		part[i], _ = strconv.Atoi(text[:end]) // no digits: 0, not known
+		n, err := strconv.ParseUint(text[:end], 10, 16)
+		if err != nil {
+			break // no number: not known
+		}
+		part[i] = int(n)
 	}
 	if part[0] >= 10 {
 		return part[0]*10000 + part[1]
@@ -235,15 +248,25 @@ func (s *Session) idle(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if ok, err := s.asynchronous(kind, body); err != nil || !ok {
-			return errors.Join(err, unexpected(kind, "ReadyForQuery"))
+		ok, err := s.asynchronous(kind, body)
+		switch {
+		case err != nil:
+			return err
+		case kind == typeErrorResponse: // the server ends the connection
+			var m pgproto3.ErrorResponse
+			if err := decode(&m, body); err != nil {
+				return err
+			}
+			return fail(ErrConnectionLost, "the server closed the connection: %w", newServerError(&m))
+		case !ok:
+			return unexpected(kind, "ReadyForQuery")
 		}
 	}
 	s.usable.Store(true)
 	return nil
 }
 
-// maxRows is far more than any replication command answers.
+// maxRows is far more than any replication command answers; the rows together may be as long as one message.
 const maxRows = 100
 
 // command sends a command by the simple query protocol and reads its answer, up to ReadyForQuery or the beginning
@@ -257,11 +280,12 @@ func (s *Session) command(ctx context.Context, sql string) (answer, error) {
 		return a, fail(ErrBusy, "replication has been started on this connection: only a receive can take it over")
 	}
 	s.usable.Store(false)
+	s.grace = time.Time{}
 	if err := s.wire.send(&pgproto3.Query{String: sql}); err != nil {
 		return a, err
 	}
 	var failed error
-	answered := false
+	answered, size := false, 0
 	for {
 		kind, body, err := s.message(ctx)
 		if err != nil {
@@ -285,7 +309,8 @@ func (s *Session) command(ctx context.Context, sql string) (answer, error) {
 			if err != nil {
 				return a, err
 			}
-			if a.rows = append(a.rows, row); len(a.rows) > maxRows {
+			size += len(body)
+			if a.rows = append(a.rows, row); len(a.rows) > maxRows || size > maxMessage {
 				return a, fail(ErrProtocol, "the server sent too many rows for %q", sql)
 			}
 		case typeErrorResponse:
