@@ -2,6 +2,7 @@ package segment
 
 import (
 	"bufio"
+	"bytes"
 	"compress/gzip"
 	"encoding/binary"
 	"io"
@@ -9,8 +10,8 @@ import (
 	"github.com/pierrec/lz4/v4"
 )
 
-// uncompressedSize tells how many bytes a compressed file holds, as cheaply as pg_receivewal does: gzip says it in its
-// last four bytes, the others have to be read. Files that cannot be read to the end have as many bytes as
+// uncompressedSize tells how many bytes a compressed file holds, as cheaply as pg_receivewal does: a complete gzip file
+// says it in its last four bytes, others have to be read. Files that cannot be read to the end have as many bytes as
 // could be decoded; nothing beyond limit is looked at.
 func (d *Directory) uncompressedSize(f file, limit int64) (int64, error) {
 	in, err := d.dir.Open(f.name, false)
@@ -37,19 +38,21 @@ func (d *Directory) uncompressedSize(f file, limit int64) (int64, error) {
 
 // decodable counts the bytes that can be decoded before the data ends, is damaged, or reaches the limit.
 func decodable(compression Compression, in io.Reader, limit int64) int64 {
-	var out io.Reader
+	n, _ := io.Copy(io.Discard, io.LimitReader(decoder(compression, in), limit)) // an error is where it ends
+	return n
+}
+
+// decoder reads what a file holds.
+func decoder(compression Compression, in io.Reader) io.Reader {
 	switch compression {
 	case Gzip:
 		z, err := gzip.NewReader(bufio.NewReader(in))
 		if err != nil {
-			return 0
+			return bytes.NewReader(nil)
 		}
-		out = z
+		return z
 	case LZ4:
-		out = lz4.NewReader(in)
-	default:
-		out = in
+		return lz4.NewReader(in)
 	}
-	n, _ := io.Copy(io.Discard, io.LimitReader(out, limit)) // an error is where it ends
-	return n
+	return in
 }
