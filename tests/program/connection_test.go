@@ -3,6 +3,7 @@ package program
 import (
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -10,6 +11,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/jackc/pgx/v5/pgproto3"
 	"golang.org/x/sys/unix"
 	"libreceivewal/tests/pg"
 )
@@ -241,4 +243,68 @@ func TestEncryptedConnection(t *testing.T) {
 	if r := ours(t).run(t, append(args, "-d", "sslmode=disable")...); r.code != 0 {
 		t.Error(r)
 	}
+}
+
+// Servers that pg_receivewal refuses are refused in its words.
+func TestRefusedServers(t *testing.T) {
+	for name, parameters := range map[string]map[string]string{
+		"too old":               {"server_version": "9.2.24", "integer_datetimes": "on"},
+		"floats for times":      {"server_version": "9.6.24", "integer_datetimes": "off"},
+		"doesn't say its times": {"server_version": "9.6.24"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			pretend(t, filepath.Join(dir, ".s.PGSQL.5432"), parameters)
+			if r := same(t, "-D", dir, "-h", dir, "-p", "5432", "-U", "somebody"); r.code != 1 || !strings.HasPrefix(r.stderr, "pg_receivewal: error: ") {
+				t.Error(r)
+			}
+		})
+	}
+}
+
+// pretend listens on a Unix socket, lets everybody in with these parameters and answers every query as IDENTIFY_SYSTEM.
+func pretend(t *testing.T, path string, parameters map[string]string) {
+	t.Helper()
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	serve := func(conn net.Conn) {
+		defer conn.Close()
+		backend := pgproto3.NewBackend(conn, conn)
+		if _, err := backend.ReceiveStartupMessage(); err != nil {
+			return
+		}
+		backend.Send(&pgproto3.AuthenticationOk{})
+		for name, value := range parameters {
+			backend.Send(&pgproto3.ParameterStatus{Name: name, Value: value})
+		}
+		for {
+			backend.Send(&pgproto3.ReadyForQuery{TxStatus: 'I'})
+			if backend.Flush() != nil {
+				return
+			}
+			message, err := backend.Receive()
+			if _, query := message.(*pgproto3.Query); err != nil || !query {
+				return
+			}
+			var fields []pgproto3.FieldDescription
+			for _, name := range []string{"systemid", "timeline", "xlogpos", "dbname"} {
+				fields = append(fields, pgproto3.FieldDescription{Name: []byte(name), DataTypeOID: 25})
+			}
+			backend.Send(&pgproto3.RowDescription{Fields: fields})
+			backend.Send(&pgproto3.DataRow{Values: [][]byte{[]byte("7"), []byte("1"), []byte("0/1000000"), nil}})
+			backend.Send(&pgproto3.CommandComplete{CommandTag: []byte("IDENTIFY_SYSTEM")})
+		}
+	}
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go serve(conn)
+		}
+	}()
 }
