@@ -147,17 +147,17 @@ func (d *Directory) checkFile(f file, id ID, o CheckOptions, report *Report) (*P
 		}
 		return nil, nil
 	}
-	info, err := d.dir.Stat(f.name)
+	length, _, err := d.dir.Stat(f.name)
 	if err != nil {
 		return nil, failure("stat file", d.full(f.name), err)
 	}
-	if info.Size() != int64(o.Size) {
-		return wrong(WrongSize, "has %d bytes instead of %d", info.Size(), o.Size), nil
+	if length != int64(o.Size) {
+		return wrong(WrongSize, "has %d bytes instead of %d", length, o.Size), nil
 	}
 	if !o.Pages {
 		return nil, nil
 	}
-	page, err := d.firstPage(f.name)
+	page, err := d.firstPage(f)
 	if err != nil {
 		return nil, err
 	}

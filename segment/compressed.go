@@ -2,6 +2,7 @@ package segment
 
 import (
 	"bufio"
+	"bytes"
 	"compress/gzip"
 	"encoding/binary"
 	"io"
@@ -51,19 +52,21 @@ func (d *Directory) decodedSize(f file, limit int64) (int64, error) {
 
 // decodable counts the bytes that can be decoded before the data ends, is damaged, or reaches the limit.
 func decodable(compression Compression, in io.Reader, limit int64) int64 {
-	var out io.Reader
+	n, _ := io.Copy(io.Discard, io.LimitReader(decoder(compression, in), limit)) // an error is where it ends
+	return n
+}
+
+// decoder reads what a file holds.
+func decoder(compression Compression, in io.Reader) io.Reader {
 	switch compression {
 	case Gzip:
 		z, err := gzip.NewReader(bufio.NewReader(in))
 		if err != nil {
-			return 0
+			return bytes.NewReader(nil)
 		}
-		out = z
+		return z
 	case LZ4:
-		out = lz4.NewReader(in)
-	default:
-		out = in
+		return lz4.NewReader(in)
 	}
-	n, _ := io.Copy(io.Discard, io.LimitReader(out, limit)) // an error is where it ends
-	return n
+	return in
 }

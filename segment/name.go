@@ -49,7 +49,11 @@ func ParseName(name string, size Size) (ID, error) {
 	if part[2] >= size.perID() {
 		return ID{}, fmt.Errorf("%q is %w of %d bytes", name, errSegmentPart, size)
 	}
-	return ID{Timeline(part[0]), part[1]*size.perID() + part[2]}, nil
+	id := ID{Timeline(part[0]), part[1]*size.perID() + part[2]}
+	if id.Number == 0 || id.End(size) == 0 {
+		return ID{}, fmt.Errorf("%q is not a WAL segment name: there is no WAL at the first and the last LSN", name)
+	}
+	return id, nil
 }
 
 // partialSuffix marks a segment that is not complete.

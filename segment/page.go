@@ -45,21 +45,25 @@ func (h *pageHeader) systemIdentifier() uint64 { return h.order().Uint64(h[24:])
 func (h *pageHeader) segmentSize() Size        { return Size(h.order().Uint32(h[32:])) }
 
 // firstPage reads the beginning of a file. Of one that is too short for a header all is zero.
-func (d *Directory) firstPage(name string) (pageHeader, error) {
+func (d *Directory) firstPage(f file) (pageHeader, error) {
 	var h pageHeader
-	f, err := d.dir.Open(name, false)
+	in, err := d.dir.Open(f.name, false)
 	if err != nil {
-		return h, failure("open file", d.full(name), err)
+		return h, failure("open file", d.full(f.name), err)
 	}
-	defer f.Close()
-	switch _, err := f.ReadAt(h[:], 0); err {
-	case nil:
+	defer in.Close()
+	length, err := in.Size()
+	if err != nil {
+		return h, failure("stat file", d.full(f.name), err)
+	}
+	_, err = io.ReadFull(decoder(f.compression, io.NewSectionReader(in, 0, length)), h[:])
+	if err == nil {
 		return h, nil
-	case io.EOF:
-		return pageHeader{}, nil
-	default:
-		return h, failure("read file", d.full(name), err)
 	}
+	if f.compression == Plain && err != io.EOF && err != io.ErrUnexpectedEOF {
+		return h, failure("read file", d.full(f.name), err)
+	} // a compressed file that is damaged is as one that ends there
+	return pageHeader{}, nil
 }
 
 // checkFirstPage refuses a segment that is not what the server was asked for: another cluster's, another place's
