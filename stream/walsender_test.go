@@ -37,7 +37,9 @@ type play struct {
 
 	in     chan message // what the client sends
 	result chan error   // of Receive
-	o      Options
+
+	running sync.WaitGroup // operations of the Session
+	o       Options
 
 	mu       sync.Mutex
 	trace    []string // all that the client has sent
@@ -101,6 +103,7 @@ func (p *play) close() {
 	p.stop()
 	p.conn.Close()
 	p.client.Close()
+	p.running.Wait()
 }
 
 // watched is a connection that knows its deadlines.
@@ -216,12 +219,12 @@ func (p *play) receive(o Options) {
 	p.o = o
 	p.position, p.flushed = 0, 0
 	p.mu.Unlock()
-	s, result := p.s, p.result
-	go func() {
+	s, ctx, result := p.s, p.ctx, p.result
+	p.running.Go(func() {
 		o.Events = p.tellers(goroutine())
 		o.Events.Reconnect = own
-		result <- s.Receive(p.ctx, o)
-	}()
+		result <- s.Receive(ctx, o)
+	})
 }
 
 // tellers notes the events; all must come from one goroutine.
@@ -304,18 +307,12 @@ func (p *play) wait() {
 // end waits for the result of Receive: an error that is all of these, or nil.
 func (p *play) end(want ...error) error {
 	p.t.Helper()
-	select {
-	case err := <-p.result:
-		p.ended(err, want...)
-		return err
-	case <-time.After(time.Hour):
-		p.t.Fatal("Receive doesn't end")
-		return nil
-	}
+	err := p.outcome()
+	p.is(err, want...)
+	return err
 }
 
-// ended checks the result of Receive, and what must be true after each.
-func (p *play) ended(err error, want ...error) {
+func (p *play) is(err error, want ...error) {
 	p.t.Helper()
 	if (err == nil) != (len(want) == 0) {
 		p.t.Fatalf("Receive: %v, expected %v", err, want)
@@ -325,6 +322,24 @@ func (p *play) ended(err error, want ...error) {
 			p.t.Fatalf("Receive: %v, expected %v", err, w)
 		}
 	}
+}
+
+// outcome waits for the result of Receive.
+func (p *play) outcome() error {
+	p.t.Helper()
+	select {
+	case err := <-p.result:
+		p.tidy()
+		return err
+	case <-time.After(time.Hour):
+		p.t.Fatal("Receive doesn't end")
+		return nil
+	}
+}
+
+// tidy checks what must be true after each Receive.
+func (p *play) tidy() {
+	p.t.Helper()
 	p.wait()
 	if !p.client.clean() {
 		p.t.Error("the connection came back with a deadline")
@@ -536,6 +551,12 @@ func serverClockOf(t time.Time) int64 {
 func (p *play) copyEnds() {
 	p.t.Helper()
 	p.expect("CopyDone")
+	p.copyDone()
+}
+
+// copyDone is what the server says after a CopyDone of the client.
+func (p *play) copyDone() {
+	p.t.Helper()
 	p.send(&pgproto3.CopyDone{}, &pgproto3.CommandComplete{CommandTag: []byte("COPY 0")},
 		&pgproto3.CommandComplete{CommandTag: []byte("START_REPLICATION")}, ready)
 }
@@ -552,6 +573,13 @@ func (p *play) finish(written, flushed segment.LSN) {
 
 // serve plays a whole walsender that has the cluster's WAL, until Receive ends, and returns its result.
 func (p *play) serve() error {
+	p.t.Helper()
+	err := p.stream()
+	p.tidy()
+	return err
+}
+
+func (p *play) stream() error {
 	var next, end segment.LSN // what is being streamed; equal: nothing
 	copying, ended := false, segment.Timeline(0)
 	for {
