@@ -95,7 +95,7 @@ func (c *copyStream) run(ctx context.Context) (*nextTimeline, error) {
 	c.publish(StateStreaming)
 	end, err := c.loop(ctx)
 	c.publish(StateStopping)
-	if flushErr := c.flush(); err == nil {
+	if flushErr := c.flush(streaming(err)); err == nil {
 		err = flushErr
 	}
 	c.publish(StateStopping)
@@ -457,11 +457,16 @@ func (c *copyStream) publish(state State) {
 }
 
 // flush makes everything written durable and ends the writer. However long the disk takes, the server gets its status
-// updates meanwhile; if it cannot be reached any more, that shows later.
-func (c *copyStream) flush() error {
+// updates meanwhile, if it still streams; if it cannot be reached any more, that shows later.
+func (c *copyStream) flush(streaming bool) error {
 	closed := make(chan error)
 	go func() { closed <- c.w.Close() }()
-	err := c.report(closed)
+	var err error
+	if streaming {
+		err = c.report(closed)
+	} else {
+		err = <-closed
+	}
 	for _, e := range c.w.Events() {
 		c.tell(e)
 	}
@@ -508,14 +513,23 @@ func (c *copyStream) finish(ctx context.Context, end ending) (*nextTimeline, err
 // leave brings the connection back to idle after an error in the middle of the stream, unless the connection itself is
 // what failed. An error of its own on the way changes nothing: Usable tells the result.
 func (c *copyStream) leave(ctx context.Context, err error) {
-	var refused *ServerError
 	switch {
-	case errors.Is(err, ErrConnectionLost), errors.Is(err, ErrProtocol), errors.Is(err, ErrEncrypted):
-	case errors.As(err, &refused):
-		c.drain(ctx) // the server has ended COPY itself
-	default:
+	case streaming(err):
 		c.finish(ctx, endStopped)
+	case !lost(err):
+		c.drain(ctx) // the server has ended COPY itself
 	}
+}
+
+// streaming tells whether the server still streams after an error.
+func streaming(err error) bool {
+	var refused *ServerError
+	return !lost(err) && !errors.As(err, &refused)
+}
+
+// lost tells whether nothing can be done with the connection any more after an error.
+func lost(err error) bool {
+	return errors.Is(err, ErrConnectionLost) || errors.Is(err, ErrProtocol) || errors.Is(err, ErrEncrypted)
 }
 
 // end sends CopyDone and reads the server's answers.
