@@ -12,6 +12,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -39,6 +40,7 @@ type play struct {
 	result chan error   // of Receive
 
 	running sync.WaitGroup // operations of the Session
+	deaf    atomic.Bool    // read no more than one message from the client
 	o       Options
 
 	mu       sync.Mutex
@@ -166,6 +168,9 @@ func (p *play) listen(conn net.Conn, in chan<- message) {
 		p.trace = append(p.trace, text)
 		p.mu.Unlock()
 		in <- message{text, time.Now()}
+		if p.deaf.Load() {
+			return
+		}
 	}
 }
 
