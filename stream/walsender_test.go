@@ -43,11 +43,12 @@ type play struct {
 	deaf    atomic.Bool    // read no more than one message from the client
 	o       Options
 
-	mu       sync.Mutex
-	trace    []string // all that the client has sent
-	statuses []message
-	position segment.LSN // the last written position in a status
-	flushed  segment.LSN
+	mu        sync.Mutex
+	trace     []string         // all that the client has sent
+	streaming segment.Timeline // what START_REPLICATION has asked for
+	from      segment.LSN
+	position  segment.LSN // as the last status says
+	flushed   segment.LSN
 
 	events []string // segments and timelines, one line each
 	logs   []string
@@ -157,6 +158,7 @@ func (p *play) listen(conn net.Conn, in chan<- message) {
 		switch m := m.(type) {
 		case *pgproto3.Query:
 			text = m.String
+			p.startsAt(text)
 		case *pgproto3.CopyDone:
 			text = "CopyDone"
 		case *pgproto3.CopyData:
@@ -171,6 +173,18 @@ func (p *play) listen(conn net.Conn, in chan<- message) {
 		if p.deaf.Load() {
 			return
 		}
+	}
+}
+
+// startsAt notes what the status updates after a START_REPLICATION are about.
+func (p *play) startsAt(sql string) {
+	if i := strings.LastIndex(sql, "/"); strings.HasPrefix(sql, "START_REPLICATION ") && i > 0 {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		fields := strings.Fields(sql)
+		p.position, p.flushed = 0, 0
+		p.from, _ = segment.ParseLSN(fields[len(fields)-3])
+		fmt.Sscan(fields[len(fields)-1], &p.streaming)
 	}
 }
 
@@ -191,7 +205,7 @@ func (p *play) status(b []byte) string {
 	if d := time.Since(clock); d < 0 || d > time.Second {
 		p.t.Errorf("status with a clock %s off", d)
 	}
-	if written < p.position && p.timeline == p.c.history[0].Timeline || flushed > written {
+	if written < p.position || flushed < p.flushed || flushed > written {
 		p.t.Errorf("status with written %s, flushed %s after %s, %s", written, flushed, p.position, p.flushed)
 	}
 	p.position, p.flushed = written, flushed
@@ -200,7 +214,8 @@ func (p *play) status(b []byte) string {
 	case !reports && flushed != 0:
 		p.t.Errorf("status with the flushed position %s: without a slot it must be 0", flushed)
 	case reports && !p.o.NoSync:
-		if err := p.dir.holds(p.timeline, p.start(), flushed, func(lsn segment.LSN, n int) []byte { return p.c.wal(p.timeline, lsn, n) }); err != nil {
+		want := func(lsn segment.LSN, n int) []byte { return p.c.wal(p.streaming, lsn, n) }
+		if err := p.dir.holds(p.streaming, p.from, flushed, want); err != nil {
 			p.t.Errorf("status with flushed %s: %v", flushed, err)
 		}
 	}
@@ -211,9 +226,6 @@ func (p *play) status(b []byte) string {
 	return text
 }
 
-// start is where streaming began.
-func (p *play) start() segment.LSN { return p.s.Progress().StartLSN }
-
 // receive begins a Receive.
 func (p *play) receive(o Options) {
 	if o.Directory == "" {
@@ -222,7 +234,6 @@ func (p *play) receive(o Options) {
 	own := o.Events.Reconnect
 	p.mu.Lock()
 	p.o = o
-	p.position, p.flushed = 0, 0
 	p.mu.Unlock()
 	s, ctx, result := p.s, p.ctx, p.result
 	p.running.Go(func() {
@@ -644,9 +655,7 @@ func (p *play) stream() error {
 			p.send(answerOf(segment.HistoryName(timeline), p.c.historyFile(timeline))...)
 		case scan(command, "START_REPLICATION %s TIMELINE %d", &lsn, &timeline):
 			next, _ = segment.ParseLSN(lsn)
-			p.mu.Lock()
 			p.timeline = timeline
-			p.mu.Unlock()
 			if end, ended = p.c.end(timeline); ended == 0 {
 				end = p.c.tip
 			} else if end == next {
