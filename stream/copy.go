@@ -92,6 +92,7 @@ func newCopyStream(r *receiver) *copyStream {
 // run streams until the timeline's or the caller's end. Whatever happens, what was written is then durable, or
 // known not to be, and the connection is idle again unless it is lost.
 func (c *copyStream) run(ctx context.Context) (*nextTimeline, error) {
+	defer c.w.Close() // does nothing the second time: for a callback that panics
 	c.publish(StateStreaming)
 	end, err := c.loop(ctx)
 	c.publish(StateStopping)
