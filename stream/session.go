@@ -243,6 +243,32 @@ func (s *Session) idle(ctx context.Context) error {
 	return nil
 }
 
+// Settle reads messages that came after the last answer and are no longer on the connection itself, until pending says
+// that there are no more. Only such as may come at any time can be among them; anything else is ErrProtocol, and the connection is not
+// usable any more.
+func (s *Session) Settle(ctx context.Context, pending func() bool) error {
+	end, err := s.begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer end()
+	s.silence = settleTime
+	s.usable.Store(false)
+	for pending() {
+		kind, body, err := s.anyMessage(ctx)
+		if err != nil {
+			return err
+		}
+		if ok, err := s.asynchronous(kind, body); err != nil || !ok {
+			return errors.Join(err, unexpected(kind, "ReadyForQuery"))
+		}
+	}
+	return s.idle(ctx)
+}
+
+// settleTime is how long the rest of a message may be missing.
+const settleTime = 10 * time.Second
+
 // maxRows is far more than any replication command answers.
 const maxRows = 100
 
