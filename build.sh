@@ -91,7 +91,7 @@ read -r -a more_c_flags <<<"${CFLAGS:-}"
 
 # compile OUTPUT INPUT... -- ARGUMENTS: runs the compiler if the output is missing, or the inputs or the command have changed.
 compile() {
-    local output=$1 inputs=() stamp
+    local output=$1 inputs=() stamp stamp_file=build/stamps/${1##*/}
     shift
     while [ "$1" != -- ]; do
         inputs+=("$1")
@@ -99,14 +99,14 @@ compile() {
     done
     shift
     stamp=$({ printf '%s\n' "$CC" "${c_flags[@]}" "${more_c_flags[@]}" "$@"; cat "${inputs[@]}"; } | sha256sum)
-    if [ -e "$output" ] && [ "$(cat "$output.stamp" 2>/dev/null)" = "$stamp" ]; then
+    if [ -e "$output" ] && [ "$(cat "$stamp_file" 2>/dev/null)" = "$stamp" ]; then
         return
     fi
     echo "  $output"
-    mkdir -p "${output%/*}"
+    mkdir -p "${output%/*}" build/stamps
     "$CC" "${c_flags[@]}" "${more_c_flags[@]}" "$@" -o "$output.new"
     mv "$output.new" "$output" # a running program keeps its old file
-    echo "$stamp" >"$output.stamp"
+    echo "$stamp" >"$stamp_file"
 }
 
 build_headers() {

@@ -48,6 +48,9 @@ type session struct {
 }
 
 func openSession(l *lent, eventFD, stopFD int) (s *session, err error) {
+	// The runtime opens its poller's descriptors with the first timer or file: here, where the loader has seen to it that they
+	// don't get the numbers of standard descriptors.
+	time.AfterFunc(0, func() {})
 	s = &session{queue: queue{fd: eventFD}, stopFD: -1, cancel: func() {}}
 	defer func() {
 		if err != nil {

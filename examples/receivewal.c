@@ -767,6 +767,18 @@ static void read_options(int argc, char **argv)
         die_with_hint("too many command-line arguments (first is \"%s\")", argv[optind]);
 }
 
+/* The server would refuse the name too, but its answer depends on the command that has it. */
+static void check_slot_name(const char *name)
+{
+    size_t length = strlen(name);
+
+    if (length >= 1 && length <= 63 && strspn(name, "abcdefghijklmnopqrstuvwxyz0123456789_") == length)
+        return;
+    say("error: ", "replication slot name \"%s\" is not valid", name);
+    say("hint: ", "Replication slot names have 1 to 63 lower case letters, numbers and underscores.");
+    exit(1);
+}
+
 /* Checks what the options mean together, in pg_receivewal's order. */
 static void check_options(void)
 {
@@ -788,6 +800,8 @@ static void check_options(void)
             die("could not open directory \"%s\": %s", set.directory, strerror(errno));
         closedir(directory);
     }
+    if (set.slot != NULL)
+        check_slot_name(set.slot);
 }
 
 int main(int argc, char **argv)

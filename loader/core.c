@@ -13,6 +13,7 @@
 #define _GNU_SOURCE /* dladdr */
 #include <dlfcn.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <limits.h>
 #include <pthread.h>
 #include <semaphore.h>
@@ -101,6 +102,33 @@ static void call(void (*function)(void *), void *argument)
 }
 
 /* --------------------------------------------------------------------------------------------- loading */
+
+/*
+ * A host that has closed its standard descriptors must not find one of ours in their place, and write its messages into
+ * it, or dup2 over it. Go opens some that stay, so numbers 0 to 2 are taken meanwhile.
+ */
+static int hold_standard_descriptors(int held[3])
+{
+    int count = 0;
+
+    while (count < 3)
+    {
+        int fd = open("/dev/null", O_RDWR | O_CLOEXEC);
+
+        if (fd > 2)
+            close(fd);
+        if (fd < 0 || fd > 2)
+            break;
+        held[count++] = fd;
+    }
+    return count;
+}
+
+static void release_standard_descriptors(const int held[3], int count)
+{
+    while (count > 0)
+        close(held[--count]);
+}
 
 static bool is_fault(int signal)
 {
@@ -256,11 +284,23 @@ static receivewal_status start_service(void)
     return RECEIVEWAL_OK;
 }
 
+/* Waits until the Go runtime has started, and has opened the descriptors that it keeps. */
+static void warm_up(void *unused)
+{
+    uint64_t id = 0;
+    char *text = NULL;
+
+    (void)unused;
+    if (core.open(-1, 0, -1, -1, &id, &text) == RECEIVEWAL_OK)
+        core.close(id);
+    free(text);
+}
+
 static receivewal_status load(void)
 {
     struct sigaction handlers[NSIG];
     sigset_t mask;
-    int cancel_state;
+    int cancel_state, held[3], count;
     receivewal_status status = RECEIVEWAL_OK;
 
     pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel_state);
@@ -270,6 +310,7 @@ static receivewal_status load(void)
         static void *library; /* a core that was loaded stays, should only the service thread have failed */
 
         block_signals(&mask);
+        count = hold_standard_descriptors(held);
         if (library == NULL)
         {
             save_handlers(handlers);
@@ -279,7 +320,11 @@ static receivewal_status load(void)
         if (library != NULL)
             status = start_service();
         if (status == RECEIVEWAL_OK)
+        {
+            call(warm_up, NULL);
             atomic_store(&ready, true);
+        }
+        release_standard_descriptors(held, count);
         pthread_sigmask(SIG_SETMASK, &mask, NULL);
     }
     pthread_mutex_unlock(&load_mutex);
@@ -319,8 +364,11 @@ typedef struct job
 static void job_open(void *argument)
 {
     job *j = argument;
+    int held[3];
+    int count = hold_standard_descriptors(held);
 
     j->status = core.open(j->fd, j->connection, j->event_fd, j->stop_fd, &j->id, j->text);
+    release_standard_descriptors(held, count);
 }
 
 receivewal_status rw_core_open(int fd, const receivewal_connection *connection, int event_fd, int stop_fd, uint64_t *id, char **text)

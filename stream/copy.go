@@ -46,6 +46,12 @@ type copyStream struct {
 	shown      time.Time // when the last progress event was
 	changed    bool      // something has happened since then
 
+	unflushed time.Time // since when something is written that no flush was asked for; zero: nothing is
+	full      time.Time // when writing failed on a full disk that we wait for; zero: it did not
+
+	segment string     // the name of the segment that is being written,
+	named   segment.ID // which is this one
+
 	server serverClock
 	bytes  uint64
 	done   bool // the end LSN was reached
@@ -76,6 +82,8 @@ func newCopyStream(r *receiver) *copyStream {
 		Size:             r.sys.SegmentSize,
 		SystemIdentifier: r.sys.SystemIdentifier,
 		History:          r.history,
+		Whole:            r.filling,
+		CheckPages:       r.o.CheckPages,
 		NoSync:           r.o.NoSync,
 		Notify: func() {
 			c.news.Store(true)
@@ -108,6 +116,9 @@ func (c *copyStream) run(ctx context.Context) (*nextTimeline, error) {
 		err = c.stopped(ctx)
 	case endReached:
 		err = nil // all that was asked for is there; Usable tells what has become of the connection
+		if c.stop != nil {
+			err = c.stopped(ctx)
+		}
 	}
 	return next, err
 }
@@ -118,7 +129,7 @@ func (c *copyStream) loop(ctx context.Context) (ending, error) {
 		if err := c.settle(); err != nil {
 			return goingOn, err
 		}
-		if c.stopped(ctx) != nil {
+		if c.stop != nil {
 			return endStopped, nil
 		}
 		if end, err := c.consume(); end != goingOn || err != nil {
@@ -130,6 +141,9 @@ func (c *copyStream) loop(ctx context.Context) (ending, error) {
 		if err := c.keepUp(time.Now()); err != nil {
 			return goingOn, err
 		}
+		if c.stopped(ctx) != nil {
+			return endStopped, nil
+		}
 		if err := c.await(); err != nil {
 			return goingOn, err
 		}
@@ -140,9 +154,12 @@ func (c *copyStream) loop(ctx context.Context) (ending, error) {
 // it doesn't read: the server has to wait.
 func (c *copyStream) await() error {
 	deadline := c.deadline()
-	if !c.w.Ready() {
+	if !c.reads() {
 		c.c.wait(deadline)
 		c.lastHeard = time.Now()
+		if c.lastHeard.Sub(c.full) >= diskRetry {
+			c.full = time.Time{}
+		}
 		return nil
 	}
 	got, err := c.c.read(bufferSize, deadline)
@@ -152,9 +169,12 @@ func (c *copyStream) await() error {
 	return err
 }
 
+// reads tells whether there is room for more data.
+func (c *copyStream) reads() bool { return c.full.IsZero() && c.w.Ready() }
+
 // consume takes apart what was read.
 func (c *copyStream) consume() (ending, error) {
-	for c.w.Ready() {
+	for c.reads() {
 		if c.payload > 0 {
 			data := c.c.buffered()
 			if len(data) == 0 {
@@ -176,9 +196,16 @@ func (c *copyStream) consume() (ending, error) {
 // store writes a piece of WAL data.
 func (c *copyStream) store(data []byte) (ending, error) {
 	n, err := c.w.Append(c.next, data)
+	if c.waitsForDisk(err) && c.w.Err() == nil {
+		c.full = time.Now()
+		c.diskFull(err)
+		return goingOn, nil
+	}
 	if err != nil {
 		return goingOn, err
 	}
+	c.full = time.Time{}
+	c.diskHasRoom()
 	c.c.used(n)
 	c.payload -= n
 	c.next += segment.LSN(n)
@@ -246,10 +273,10 @@ func (c *copyStream) takeWAL(b []byte, length int) (ending, bool, error) {
 	begin := segment.LSN(binary.BigEndian.Uint64(b[1:]))
 	c.heard(b[9:])
 	c.c.used(headerSize + walHeaderSize)
+	c.payload = length - walHeaderSize
 	if begin != c.next {
 		return goingOn, false, fail(segment.ErrGap, "got WAL data at %s, expected %s", begin, c.next)
 	}
-	c.payload = length - walHeaderSize
 	return goingOn, true, nil
 }
 
@@ -295,7 +322,7 @@ func (c *copyStream) settle() error {
 		return err
 	}
 	c.changed = true
-	if c.o.Synchronous && c.w.Flushed() > c.reported {
+	if (c.o.Synchronous || c.o.FlushInterval > 0 && c.reportsFlush()) && c.w.Flushed() > c.reported {
 		return c.sendStatus(false)
 	}
 	return nil
@@ -324,6 +351,7 @@ func (c *copyStream) keepUp(now time.Time) error {
 			return err
 		}
 	}
+	c.flushInTime(now)
 	if limit := c.s.silence; limit > 0 {
 		quiet := now.Sub(c.lastHeard)
 		if quiet >= limit {
@@ -337,13 +365,27 @@ func (c *copyStream) keepUp(now time.Time) error {
 		}
 	}
 	if c.changed {
-		c.publish(StateStreaming)
+		c.publish(c.state())
 		if e := c.o.Events.Progress; e != nil && now.Sub(c.shown) >= c.o.ProgressInterval {
 			c.shown, c.changed = now, false
 			c.stopOn(e(c.s.Progress()))
 		}
 	}
 	return nil
+}
+
+// flushInTime asks for a flush once data has waited for one for the flush interval.
+func (c *copyStream) flushInTime(now time.Time) {
+	switch {
+	case c.o.FlushInterval <= 0 || c.o.Synchronous:
+	case c.w.Flushed() >= c.w.Written():
+		c.unflushed = time.Time{}
+	case c.unflushed.IsZero():
+		c.unflushed = now
+	case now.Sub(c.unflushed) >= c.o.FlushInterval:
+		c.unflushed = now
+		c.w.Flush()
+	}
 }
 
 // statusDue tells whether it is time for a status update.
@@ -361,28 +403,43 @@ func (c *copyStream) replyDue(now time.Time) bool {
 
 // deadline is when keepUp has to be called at the latest; zero: never.
 func (c *copyStream) deadline() time.Time {
-	var first time.Time
-	earlier := func(t time.Time) {
-		if first.IsZero() || t.Before(first) {
-			first = t
-		}
+	first := c.statusTime()
+	if !c.unflushed.IsZero() {
+		first = earlier(first, c.unflushed.Add(c.o.FlushInterval))
 	}
-	if c.o.StatusInterval > 0 {
-		earlier(c.lastStatus.Add(c.o.StatusInterval))
-	}
-	if !c.owed.IsZero() {
-		earlier(c.owed.Add(replyPatience))
+	if !c.full.IsZero() {
+		first = earlier(first, c.full.Add(diskRetry))
 	}
 	if limit := c.s.silence; limit > 0 {
 		if !c.asked {
 			limit /= 2
 		}
-		earlier(c.lastHeard.Add(limit))
+		first = earlier(first, c.lastHeard.Add(limit))
 	}
 	if c.changed && c.o.Events.Progress != nil {
-		earlier(c.shown.Add(c.o.ProgressInterval))
+		first = earlier(first, c.shown.Add(c.o.ProgressInterval))
 	}
 	return first
+}
+
+// statusTime is when the next status update is due at the latest; zero: never.
+func (c *copyStream) statusTime() time.Time {
+	var first time.Time
+	if c.o.StatusInterval > 0 {
+		first = c.lastStatus.Add(c.o.StatusInterval)
+	}
+	if !c.owed.IsZero() {
+		first = earlier(first, c.owed.Add(replyPatience))
+	}
+	return first
+}
+
+// earlier is the earlier of two times; zero is no time.
+func earlier(a, b time.Time) time.Time {
+	if a.IsZero() || b.Before(a) {
+		return b
+	}
+	return a
 }
 
 // reportsFlush tells whether the server is told the flushed position. Without a slot, a receiver that does not flush
@@ -396,7 +453,7 @@ func (c *copyStream) sendStatus(ask bool) error {
 	if c.reportsFlush() {
 		flushed = c.w.Flushed()
 	}
-	var m [statusMessageSize]byte
+	m := c.c.scratch(statusMessageSize)
 	m[0] = typeCopyData
 	binary.BigEndian.PutUint32(m[1:], statusMessageSize-1)
 	m[5] = payloadStatus
@@ -407,7 +464,7 @@ func (c *copyStream) sendStatus(ask bool) error {
 	if ask {
 		m[38] = 1
 	}
-	if err := c.c.write(m[:]); err != nil {
+	if err := c.c.write(m); err != nil {
 		return err
 	}
 	c.lastStatus, c.reported = now, flushed
@@ -422,14 +479,23 @@ func (c *copyStream) sendStatus(ask bool) error {
 // postgresEpoch is 2000-01-01 UTC in microseconds since 1970: PostgreSQL's clock begins there.
 const postgresEpoch = 946684800 * 1000000
 
+func (c *copyStream) state() State {
+	if c.full.IsZero() {
+		return StateStreaming
+	}
+	return StateDiskFull
+}
+
 // publish makes the progress visible to everybody.
 func (c *copyStream) publish(state State) {
 	written, flushed := c.w.Written(), c.w.Flushed()
-	name := segment.At(c.timeline, written, c.sys.SegmentSize).Name(c.sys.SegmentSize)
+	if id := segment.At(c.timeline, written, c.sys.SegmentSize); id != c.named {
+		c.named, c.segment = id, id.Name(c.sys.SegmentSize)
+	}
 	c.s.setProgress(func(p *Progress) {
 		p.State, p.Timeline, p.WrittenLSN, p.FlushedLSN = state, c.timeline, written, flushed
 		p.Bytes += c.bytes
-		p.Segment = name
+		p.Segment = c.segment
 		if !c.server.received.IsZero() {
 			p.ServerLSN = c.server.end
 			p.ServerTime, p.ReceivedTime = time.UnixMicro(c.server.time+postgresEpoch), c.server.received
@@ -441,33 +507,35 @@ func (c *copyStream) publish(state State) {
 // flush makes everything written durable and ends the writer. However long the disk takes, the server gets its status
 // updates meanwhile; if it cannot be reached any more, that shows later.
 func (c *copyStream) flush() error {
-	closed := make(chan error, 1)
-	go func() {
-		closed <- c.w.Close()
-		c.s.wake()
-	}()
-	var lost error
+	closed := make(chan error)
+	go func() { closed <- c.w.Close() }()
+	err := c.report(closed)
+	for _, e := range c.w.Events() {
+		c.tell(e)
+	}
+	if c.done {
+		c.debugf("stopped log streaming at %s (timeline %d)", c.next, c.timeline)
+	}
+	if name := c.w.Partial(); name != "" {
+		c.o.Events.log(slog.LevelInfo, "not renaming \""+name+"\", segment is not complete")
+	}
+	return err
+}
+
+// report waits for the end of a flush, and sends status updates meanwhile.
+func (c *copyStream) report(closed <-chan error) error {
 	for {
+		var due <-chan time.Time
+		if next := c.statusTime(); !next.IsZero() {
+			due = time.After(time.Until(next))
+		}
 		select {
 		case err := <-closed:
-			for _, e := range c.w.Events() {
-				c.tell(e)
-			}
-			if c.done {
-				c.debugf("stopped log streaming at %s (timeline %d)", c.next, c.timeline)
-			}
-			if name := c.w.Partial(); name != "" {
-				c.o.Events.log(slog.LevelInfo, "not renaming \""+name+"\", segment is not complete")
-			}
 			return err
-		default:
+		case <-due:
 		}
-		c.c.wait(c.deadline())
-		c.lastHeard = time.Now()
-		if now := c.lastHeard; lost == nil && c.statusDue(now) {
-			lost = c.sendStatus(false)
-		} else if lost != nil {
-			c.lastStatus, c.owed = now, time.Time{}
+		if err := c.sendStatus(false); err != nil {
+			return <-closed
 		}
 	}
 }
@@ -512,9 +580,7 @@ func (c *copyStream) end(ctx context.Context) (rows [][][]byte, err error) {
 // drain reads what the server sends after COPY has ended, up to ReadyForQuery: data that was on its way, which is not
 // wanted any more, and at the end of a timeline a row with the next one.
 func (c *copyStream) drain(ctx context.Context) (rows [][][]byte, err error) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTime)
-	defer cancel()
-	defer context.AfterFunc(ctx, c.s.wake)()
+	c.s.grace = time.Now().Add(drainTime) // whether somebody stops meanwhile or not
 	for c.payload > 0 {
 		n := min(c.payload, len(c.c.buffered()))
 		c.c.used(n)
@@ -526,6 +592,7 @@ func (c *copyStream) drain(ctx context.Context) (rows [][][]byte, err error) {
 		}
 	}
 	var failed error
+	size := 0
 	for {
 		kind, body, err := c.s.message(ctx)
 		if err != nil {
@@ -538,7 +605,8 @@ func (c *copyStream) drain(ctx context.Context) (rows [][][]byte, err error) {
 			if err != nil {
 				return nil, err
 			}
-			if rows = append(rows, row); len(rows) > maxRows {
+			size += len(body)
+			if rows = append(rows, row); len(rows) > maxRows || size > maxMessage {
 				return nil, fail(ErrProtocol, "the server sent too many rows at the end of the stream")
 			}
 		case typeErrorResponse:

@@ -198,6 +198,12 @@ func (c *wire) send(m pgproto3.FrontendMessage) error {
 	return c.write(out)
 }
 
+// scratch is n zero bytes to make a message in, until the next one.
+func (c *wire) scratch(n int) []byte {
+	c.out = append(c.out[:0], make([]byte, n)...)
+	return c.out
+}
+
 func (c *wire) write(b []byte) error {
 	if err := c.conn.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
 		return fail(ErrConnectionLost, "could not send data to server: %w", plain(err))

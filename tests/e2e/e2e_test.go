@@ -94,7 +94,9 @@ func put(rs []*receiver, name string, content []byte) {
 func verify(rs []*receiver, c *pg.Cluster, timeline uint32, lsn pg.LSN) {
 	for _, r := range rs {
 		r.t.Helper()
-		c.CompareWithServer(r.dir)
+		if missing := c.CompareWithServer(r.dir).Missing; len(missing) > 0 {
+			r.t.Errorf("%s: the server doesn't have %v to compare with", r.name, missing)
+		}
 		c.CheckNoHole(r.dir)
 		if uint64(lsn)%c.SegmentSize != 0 {
 			c.ComparePartial(r.dir, timeline, lsn)

@@ -22,7 +22,7 @@ func TestConnectionStrings(t *testing.T) {
 		{"-d", "host=/nonexistent port=1"},
 		{"-d", "postgresql://u@%2Fnonexistent:1/db"},
 		{"-d", "host=/nonexistent", "-h", "/nonexistent2", "-p", "7"},
-		{"-d", "host=/nonexistent dbname=host=/tmp"},
+		{"-d", "host=/nonexistent dbname=port=7"},
 		{"-d", "host=/nonexistent replication=database"},
 		{"-d", "service=nosuchservice"},
 		{"-d", "host=/nonexistent port=nonsense"},
@@ -195,6 +195,7 @@ func TestPasswordOnTerminal(t *testing.T) {
 
 // --progress draws one line on a terminal, which messages replace and which is gone in the end; elsewhere it prints nothing.
 func TestProgress(t *testing.T) {
+	t.Parallel()
 	c := pg.New(t, pg.Options{SegmentSizeMB: 1})
 	args := append([]string{"-D", t.TempDir(), "--progress", "-v", "-s", "1"}, c.ConnArgs()...)
 	term := onTerminal(t, ours(t), args...)
@@ -221,7 +222,7 @@ func TestProgress(t *testing.T) {
 		}
 	}
 
-	quiet := ours(t).run(t, append([]string{"-D", t.TempDir(), "--progress", "-n", "-E", end.String()}, c.ConnArgs()...)...)
+	quiet := ours(t).run(t, append([]string{"-D", t.TempDir(), "--progress", "-n", "-E", (end - 1).String()}, c.ConnArgs()...)...)
 	if quiet.code != 0 || strings.Contains(quiet.stderr, "\x1b") || strings.Contains(quiet.stderr, "/s, ") {
 		t.Errorf("not on a terminal: %q", quiet)
 	}

@@ -168,10 +168,14 @@ func TestSlotActions(t *testing.T) {
 	if got := slots(); got != "" {
 		t.Errorf("slots are left: %s", got)
 	}
-	for _, program := range p.programs {
-		r := program.run(t, p.args(program, []string{"--slot", "No Such Name", "--create-slot"})...)
-		if r.code != 1 || !strings.HasPrefix(r.stderr, "pg_receivewal: error: ") {
-			t.Errorf("%s, a bad name: %v", program.name, r)
+	// The server would refuse these too, all but the long one, which it cuts off.
+	for _, name := range []string{"", "No Such Name", "Upper", strings.Repeat("x", 64), "a-b", "x\"y"} {
+		for _, action := range [][]string{{"--create-slot"}, {"--drop-slot"}, {"-n", "-D", t.TempDir()}} {
+			r := ours(t).run(t, append(append(c.ConnArgs(), "--slot", name), action...)...)
+			want := fmt.Sprintf("pg_receivewal: error: replication slot name \"%s\" is not valid\npg_receivewal: hint: ", name)
+			if r.code != 1 || !strings.HasPrefix(r.stderr, want) {
+				t.Errorf("%q %q: %v", name, action, r)
+			}
 		}
 	}
 }
@@ -280,6 +284,7 @@ func TestSynchronous(t *testing.T) {
 
 // Without a slot and without --synchronous no flush position is reported; with a slot it is.
 func TestFlushPosition(t *testing.T) {
+	t.Parallel()
 	c := pg.New(t, pg.Options{SegmentSizeMB: 1})
 	p := newPair(t, c)
 	p.act("--slot", slot, "--create-slot")
@@ -314,6 +319,7 @@ func TestFlushPosition(t *testing.T) {
 
 // SIGINT and, as from pg_receivewal 16 on, SIGTERM end it cleanly: exit code 0, and with --verbose a message.
 func TestSignals(t *testing.T) {
+	t.Parallel()
 	c := pg.New(t, pg.Options{SegmentSizeMB: 1})
 	for _, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM} {
 		p := newPair(t, c)
@@ -346,6 +352,7 @@ func TestSignals(t *testing.T) {
 
 // While a clean stop waits for the server, a second signal ends the program on the spot.
 func TestSecondSignal(t *testing.T) {
+	t.Parallel()
 	c := pg.New(t, pg.Options{SegmentSizeMB: 1})
 	receiver := ours(t).start(t, nil, append([]string{"-D", t.TempDir(), "-v"}, c.ConnArgs()...)...)
 	c.WaitStreaming("pg_receivewal")
@@ -372,45 +379,49 @@ func TestSecondSignal(t *testing.T) {
 
 // When the server goes away: with --no-loop the end, with exit code 1; else another try every five seconds, until a signal comes.
 func TestLostConnection(t *testing.T) {
-	c := pg.New(t, pg.Options{SegmentSizeMB: 1})
-	for _, mode := range []syscall.Signal{pg.Fast, pg.Immediate} {
-		p := newPair(t, c)
-		for _, program := range p.programs {
-			once := program.start(t, nil, append([]string{"-D", t.TempDir(), "-n"}, c.ConnArgs()...)...)
-			again := program.start(t, nil, append([]string{"-D", p.dirs[program.name]}, c.ConnArgs()...)...)
-			c.WaitFor("both to stream", func() bool { return c.SQL("select count(*) from pg_stat_replication where state = 'streaming'") == "2" })
-			c.Stop(mode)
-			r := once.wait()
-			lines := strings.Split(strings.TrimSpace(r.stderr), "\n")
-			if r.code != 1 || len(lines) < 2 || lines[len(lines)-1] != "pg_receivewal: error: disconnected" || !strings.Contains(r.stderr, "pg_receivewal: error: ") {
-				t.Errorf("%s, %v: %v", program.name, mode, r)
+	for name, mode := range map[string]syscall.Signal{"shutdown": pg.Fast, "crash": pg.Immediate} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := pg.New(t, pg.Options{SegmentSizeMB: 1})
+			p := newPair(t, c)
+			for _, program := range p.programs {
+				once := program.start(t, nil, append([]string{"-D", t.TempDir(), "-n"}, c.ConnArgs()...)...)
+				again := program.start(t, nil, append([]string{"-D", p.dirs[program.name]}, c.ConnArgs()...)...)
+				c.WaitFor("both to stream", func() bool { return c.SQL("select count(*) from pg_stat_replication where state = 'streaming'") == "2" })
+				c.Stop(mode)
+				r := once.wait()
+				lines := strings.Split(strings.TrimSpace(r.stderr), "\n")
+				if r.code != 1 || len(lines) < 2 || lines[len(lines)-1] != "pg_receivewal: error: disconnected" || !strings.Contains(r.stderr, "pg_receivewal: error: ") {
+					t.Errorf("%s: %v", program.name, r)
+				}
+				again.waitStderr("pg_receivewal: disconnected; waiting 5 seconds to try again\n")
+				began := time.Now()
+				c.WaitFor("a second try", func() bool { return strings.Count(again.stderr.String(), "waiting 5 seconds") == 2 })
+				if took := time.Since(began); took < 4*time.Second {
+					t.Errorf("%s waited %v, not 5 seconds", program.name, took)
+				}
+				c.Start()
+				c.WaitStreaming("pg_receivewal")
+				complete, _ := c.SwitchWAL()
+				c.WaitFor(complete, func() bool {
+					_, err := os.Stat(filepath.Join(p.dirs[program.name], complete))
+					return err == nil
+				})
+				again.signal(syscall.SIGINT)
+				if r := again.wait(); r.code != 0 {
+					t.Errorf("%s: %v", program.name, r)
+				}
+				c.WaitGone("pg_receivewal")
 			}
-			again.waitStderr("pg_receivewal: disconnected; waiting 5 seconds to try again\n")
-			began := time.Now()
-			c.WaitFor("a second try", func() bool { return strings.Count(again.stderr.String(), "waiting 5 seconds") == 2 })
-			if took := time.Since(began); took < 4*time.Second {
-				t.Errorf("%s waited %v, not 5 seconds", program.name, took)
-			}
-			c.Start()
-			c.WaitStreaming("pg_receivewal")
-			complete, _ := c.SwitchWAL()
-			c.WaitFor(complete, func() bool {
-				_, err := os.Stat(filepath.Join(p.dirs[program.name], complete))
-				return err == nil
-			})
-			again.signal(syscall.SIGINT)
-			if r := again.wait(); r.code != 0 {
-				t.Errorf("%s, %v: %v", program.name, mode, r)
-			}
-			c.WaitGone("pg_receivewal")
-		}
-		c.CompareWithServer(p.dirs["ours"])
-		c.CheckNoHole(p.dirs["ours"])
+			c.CompareWithServer(p.dirs["ours"])
+			c.CheckNoHole(p.dirs["ours"])
+		})
 	}
 }
 
 // A signal ends the wait between two tries at once. Where the first connection fails there is no second try.
 func TestConnectionRefused(t *testing.T) {
+	t.Parallel()
 	c := pg.New(t, pg.Options{SegmentSizeMB: 1})
 	waiting := ours(t).start(t, nil, append([]string{"-D", t.TempDir(), "-v"}, c.ConnArgs()...)...)
 	c.WaitStreaming("pg_receivewal")
@@ -431,6 +442,7 @@ func TestConnectionRefused(t *testing.T) {
 
 // -s sets how often the server hears from us.
 func TestStatusInterval(t *testing.T) {
+	t.Parallel()
 	c := pg.New(t, pg.Options{SegmentSizeMB: 1, Conf: []string{"wal_sender_timeout = 0"}})
 	for _, program := range both(t) {
 		for interval, wanted := range map[string]bool{"1": true, "0": false} {
