@@ -224,9 +224,15 @@ func TestProgress(t *testing.T) {
 		}
 	}
 
-	quiet := ours(t).run(t, append([]string{"-D", t.TempDir(), "--progress", "-n", "-E", (end - 1).String()}, c.ConnArgs()...)...)
-	if quiet.code != 0 || strings.Contains(quiet.stderr, "\x1b") || strings.Contains(quiet.stderr, "/s, ") {
-		t.Errorf("not on a terminal: %q", quiet)
+	c.WaitGone("pg_receivewal")
+	quiet := ours(t).start(t, nil, append([]string{"-D", t.TempDir(), "--progress", "-s", "1"}, c.ConnArgs()...)...)
+	c.WaitStreaming("pg_receivewal")
+	for range 3 { // more than one event's worth
+		c.WaitReceived("pg_receivewal", c.Tick(), false)
+	}
+	quiet.signal(syscall.SIGINT)
+	if r := quiet.wait(); r.code != 0 || strings.ContainsAny(r.stderr, "\r\x1b") || strings.Contains(r.stderr, "/s, ") {
+		t.Errorf("not on a terminal: %q", r)
 	}
 }
 
