@@ -224,23 +224,63 @@ func TestProgress(t *testing.T) {
 		}
 	}
 
-	quiet := ours(t).run(t, append([]string{"-D", t.TempDir(), "--progress", "-n", "-E", (end - 1).String()}, c.ConnArgs()...)...)
-	if quiet.code != 0 || strings.Contains(quiet.stderr, "\x1b") || strings.Contains(quiet.stderr, "/s, ") {
-		t.Errorf("not on a terminal: %q", quiet)
+	c.WaitGone("pg_receivewal")
+	quiet := ours(t).start(t, nil, append([]string{"-D", t.TempDir(), "--progress", "-s", "1"}, c.ConnArgs()...)...)
+	c.WaitStreaming("pg_receivewal")
+	for range 3 { // more than one event's worth
+		c.WaitReceived("pg_receivewal", c.Tick(), false)
+	}
+	quiet.signal(syscall.SIGINT)
+	if r := quiet.wait(); r.code != 0 || strings.ContainsAny(r.stderr, "\r\x1b") || strings.Contains(r.stderr, "/s, ") {
+		t.Errorf("not on a terminal: %q", r)
 	}
 }
 
-// An encrypted connection is refused with a word on what to do; it is never made a plain one silently.
-func TestEncryptedConnection(t *testing.T) {
-	c := pg.New(t, pg.Options{SegmentSizeMB: 1, TLS: true})
-	port := fmt.Sprint(c.Port)
-	args := []string{"-D", t.TempDir(), "-h", "127.0.0.1", "-p", port, "-U", "postgres", "-n", "-E", "0/1"}
-	r := ours(t).run(t, args...)
-	if r.code != 1 {
+// Over TLS the same is received, and a certificate that cannot be trusted is refused by libpq as ever.
+func TestTLS(t *testing.T) {
+	c := pg.New(t, pg.Options{SegmentSizeMB: 1, TLS: true, HBA: []string{
+		"hostnossl all all 127.0.0.1/32 reject", "hostnossl replication all 127.0.0.1/32 reject"}})
+	p := newPair(t, c)
+	first := c.SegmentName(1, c.CurrentLSN()) + ".partial"
+	for _, dir := range p.dirs {
+		if err := os.WriteFile(filepath.Join(dir, first), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	tcp := []string{"-h", "127.0.0.1", "-n", "-v"}
+	c.Generate(3)
+	end := c.CurrentLSN() - 1
+	for _, settings := range []string{
+		"sslmode=verify-full sslrootcert=" + c.RootCert, // with the first, everything is received
+		"sslmode=require",
+		"",
+	} {
+		p.ok(append(tcp, "-d", settings, "-E", end.String())...)
+	}
+	p.compareFiles()
+	for _, dir := range p.dirs {
+		c.ComparePartial(dir, 1, end)
+	}
+	if r := p.receive(append(tcp, "-d", "sslmode=disable")...); r.code != 1 {
+		t.Errorf("without TLS: %v", r)
+	}
+	if r := p.receive(append(tcp, "-d", "sslmode=verify-full sslrootcert=/nonexistent")...); r.code != 1 {
+		t.Errorf("without a certificate to trust: %v", r)
+	}
+
+	// A live stream is encrypted, ends cleanly, and slots can be made over TLS too.
+	args := []string{"-D", t.TempDir(), "-h", "127.0.0.1", "-p", fmt.Sprint(c.Port), "-U", "postgres", "-s", "1"}
+	receiver := ours(t).start(t, nil, args...)
+	c.WaitStreaming("pg_receivewal")
+	c.WaitReceived("pg_receivewal", c.Tick(), false)
+	if got := c.SQL("select ssl from pg_stat_ssl join pg_stat_replication using (pid)"); got != "t" {
+		t.Errorf("ssl is %q", got)
+	}
+	receiver.signal(syscall.SIGINT)
+	if r := receiver.wait(); r.code != 0 {
 		t.Error(r)
 	}
-	contains(t, r.stderr, "pg_receivewal: error: the connection is encrypted with TLS", "pg_receivewal: hint: ", "sslmode=disable")
-	if r := ours(t).run(t, append(args, "-d", "sslmode=disable")...); r.code != 0 {
+	if r := p.act("-h", "127.0.0.1", "--slot", slot, "--create-slot", "-d", "sslmode=require"); r.code != 0 {
 		t.Error(r)
 	}
 }
