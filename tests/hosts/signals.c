@@ -91,7 +91,8 @@ static uint64_t unblocked_elsewhere(void)
     return open;
 }
 
-/* A child that sends the signals, as fast as it can, until it is killed. */
+/* A child that sends the signals, as fast as it can, until it is killed or its parent is gone: the parent's pid may
+ * soon be another process's. */
 static pid_t storm(void)
 {
     pid_t parent = getpid(), pid = fork();
@@ -102,6 +103,8 @@ static pid_t storm(void)
     for (;;)
         for (size_t i = 0; i <= sizeof(signals) / sizeof(signals[0]); i++)
         {
+            if (getppid() != parent)
+                _exit(0);
             kill(parent, i == sizeof(signals) / sizeof(signals[0]) ? SIGRTMIN : signals[i]);
             usleep(20);
         }
