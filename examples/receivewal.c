@@ -11,6 +11,7 @@
 #define _DEFAULT_SOURCE 1
 
 #include <receivewal.h>
+#include <receivewal_openssl.h>
 
 #include <ctype.h>
 #include <dirent.h>
@@ -314,19 +315,26 @@ static PGconn *connect_to_server(void)
 }
 
 /*
- * Lends the connection to the library; exits where that cannot work. An encrypted session lives in libpq, not in its
- * socket, so the library needs an unencrypted one. That is the user's to decide: nothing is downgraded silently.
+ * Lends the connection to the library; exits where that cannot work. A TLS session lives in libpq, not in its socket, so
+ * the library reads and writes through it. GSSAPI's encryption libpq keeps to itself.
  */
 static receivewal *attach(PGconn *conn)
 {
     receivewal_connection connection = RECEIVEWAL_CONNECTION_INIT;
+    receivewal_io io;
     receivewal *rw;
 
     if (PQsslInUse(conn))
     {
-        say("error: ", "the connection is encrypted with TLS, which this version does not support");
-        say("hint: ", "Connect through a Unix-domain socket, or with sslmode=disable over a network that you trust.");
-        exit(1);
+        SSL *ssl = PQsslStruct(conn, "OpenSSL");
+
+        if (ssl == NULL)
+        {
+            say("error: ", "the connection is encrypted with TLS by a library other than OpenSSL, which is not supported");
+            exit(1);
+        }
+        io = receivewal_openssl_io(ssl);
+        connection.io = &io;
     }
     if (PQgssEncInUse(conn))
     {
@@ -425,12 +433,17 @@ static void on_log(void *ctx, receivewal_log_level level, const char *text)
 /* Receives on a connection until something ends it, and closes the connection. */
 static receivewal_status receive(PGconn *conn)
 {
+    /* How far the connections before this one came. The directory does not tell if they were lost before any WAL arrived. */
+    static receivewal_progress last = RECEIVEWAL_PROGRESS_INIT;
+    receivewal_progress progress = RECEIVEWAL_PROGRESS_INIT;
     receivewal_options options = RECEIVEWAL_OPTIONS_INIT;
     receivewal *rw = attach(conn);
     receivewal_status status = RECEIVEWAL_ERR_STOPPED;
 
     options.directory = set.directory;
     options.slot = set.slot;
+    options.start_lsn = last.flushed_lsn != 0 ? last.flushed_lsn : last.start_lsn;
+    options.start_timeline = last.timeline;
     options.end_lsn = set.end_lsn;
     options.status_interval = set.status_interval * 1000;
     options.synchronous = set.synchronous;
@@ -443,6 +456,8 @@ static receivewal_status receive(PGconn *conn)
     if (!atomic_load(&stop_asked)) /* a signal that came before the handler could see rw */
         status = receivewal_receive(rw, &options);
     atomic_store(&receiving, NULL);
+    if (receivewal_get_progress(rw, &progress) == RECEIVEWAL_OK && (progress.timeline != 0 || last.start_lsn == 0))
+        last = progress;
 
     show_live_line("");
     announce_stop();

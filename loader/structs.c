@@ -55,6 +55,14 @@ static const field connection_fields[] = {
 };
 LAYOUT(connection, receivewal_connection, RECEIVEWAL_CONNECTION_INIT, segment_size);
 
+static const field io_fields[] = {
+    FIELD(receivewal_io, ctx),
+    FIELD(receivewal_io, read),
+    FIELD(receivewal_io, write),
+    FIELD(receivewal_io, errmsg),
+};
+LAYOUT(io, receivewal_io, RECEIVEWAL_IO_INIT, errmsg);
+
 static const field options_fields[] = {
     FIELD(receivewal_options, directory),
     FIELD(receivewal_options, slot),
