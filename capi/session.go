@@ -43,34 +43,35 @@ type session struct {
 	work    sync.WaitGroup
 }
 
-func openSession(fd, serverVersion, eventFD, stopFD int) (s *session, err error) {
+func openSession(fd, serverVersion, eventFD, stopFD int) (*session, error) {
 	// The runtime opens its poller's descriptors with the first timer or file: here, where the loader has seen to it that they
 	// don't get the numbers of standard descriptors.
 	time.AfterFunc(0, func() {})
-	s = &session{queue: queue{fd: eventFD}, stopFD: -1, cancel: func() {}}
-	defer func() {
-		if err != nil {
-			s.closeFiles()
-		}
-	}()
+	s := &session{queue: queue{fd: eventFD}, stopFD: -1, cancel: func() {}}
+	if err := s.openFiles(fd, stopFD); err != nil {
+		s.closeFiles()
+		return nil, err
+	}
+	if s.conn != nil {
+		s.stream = stream.NewSession(s.conn, stream.SessionOptions{ServerVersion: serverVersion})
+	}
+	alive.Add(1)
+	return s, nil
+}
+
+// openFiles duplicates the descriptors that are not -1.
+func (s *session) openFiles(fd, stopFD int) (err error) {
 	if stopFD >= 0 {
 		// Non-blocking already, so the file is read through the runtime's poller and costs no thread.
-		s.stopFD, err = unix.FcntlInt(uintptr(stopFD), unix.F_DUPFD_CLOEXEC, 3)
-		if err != nil {
-			s.stopFD = -1
-			return nil, fmt.Errorf("duplicate descriptor %d: %w", stopFD, err)
+		if s.stopFD, err = unix.FcntlInt(uintptr(stopFD), unix.F_DUPFD_CLOEXEC, 3); err != nil {
+			return fmt.Errorf("could not duplicate descriptor %d: %w", stopFD, err)
 		}
 		s.stopFile = os.NewFile(uintptr(s.stopFD), "stop")
 	}
 	if fd >= 0 {
 		s.conn, err = stream.DialFD(fd)
-		if err != nil {
-			return nil, err
-		}
-		s.stream = stream.NewSession(s.conn, stream.SessionOptions{ServerVersion: serverVersion})
 	}
-	alive.Add(1)
-	return s, nil
+	return err
 }
 
 func (s *session) closeFiles() {
