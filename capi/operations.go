@@ -38,7 +38,17 @@ func receive(options stream.Options, wanted uint32) operation {
 	return func(ctx context.Context, s *session) (any, error) {
 		panicOnPurpose("operation", options.Directory)
 		options.Events = s.queue.listen(wanted)
+		if wanted&C.RW_CORE_WANT_RECONNECT != 0 {
+			options.Events.Reconnect = s.reconnect
+		}
 		return nil, s.stream.Receive(ctx, options)
+	}
+}
+
+// settle reads what a relay has read ahead, so that the connection can be given back.
+func settle(passed uint64) operation {
+	return func(ctx context.Context, s *session) (any, error) {
+		return nil, s.stream.Settle(ctx, func() bool { return s.relay.taken.Load() < passed })
 	}
 }
 

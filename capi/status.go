@@ -90,6 +90,8 @@ func stateOf(state stream.State) C.receivewal_state {
 		return C.RECEIVEWAL_STATE_STREAMING
 	case stream.StateStopping:
 		return C.RECEIVEWAL_STATE_STOPPING
+	case stream.StateReconnecting:
+		return C.RECEIVEWAL_STATE_RECONNECTING
 	}
 	return C.RECEIVEWAL_STATE_IDLE
 }

@@ -11,6 +11,7 @@
 #define _DEFAULT_SOURCE 1
 
 #include <receivewal.h>
+#include <receivewal_openssl.h>
 
 #include <ctype.h>
 #include <dirent.h>
@@ -181,13 +182,14 @@ static void announce_stop(void)
 
 /* ------------------------------------------------------------------------------------------ connection */
 
-/* Asks for the password on the terminal, without echo; on standard input and error where there is no terminal. */
+/* Asks for the password on the terminal, without echo; on standard input and error where there is no terminal. NULL at
+ * the end of the input. */
 static char *ask_password(void)
 {
     static char password[1024];
     struct termios normal, silent;
     FILE *in = fopen("/dev/tty", "r"), *out = fopen("/dev/tty", "w");
-    bool have_tty = in != NULL && out != NULL, echo_off;
+    bool have_tty = in != NULL && out != NULL, echo_off, answered;
 
     if (!have_tty)
     {
@@ -207,20 +209,18 @@ static char *ask_password(void)
     }
     fputs("Password: ", out);
     fflush(out);
-    if (fgets(password, sizeof(password), in) == NULL)
-        password[0] = '\0';
-    password[strcspn(password, "\r\n")] = '\0';
+    answered = fgets(password, sizeof(password), in) != NULL;
+    if (answered)
+        password[strcspn(password, "\r\n")] = '\0';
     if (echo_off)
-    {
         tcsetattr(fileno(in), TCSAFLUSH, &normal);
-        fputs("\n", out);
-    }
+    fputs("\n", out);
     if (have_tty)
     {
         fclose(in);
         fclose(out);
     }
-    return password;
+    return answered ? password : NULL;
 }
 
 /* Connects with libpq, asking for a password where one is wanted. NULL: not enough memory. */
@@ -233,8 +233,8 @@ static PGconn *connect_with_password(const char **keywords, const char **values,
     {
         PGconn *conn;
 
-        if (ask)
-            password = ask_password();
+        if (ask && (password = ask_password()) == NULL)
+            set.password = -1; /* nobody is there to answer; pg_receivewal would ask for ever */
         keywords[count] = password != NULL ? "password" : NULL;
         values[count] = password;
         conn = PQconnectdbParams(keywords, values, 1);
@@ -315,19 +315,26 @@ static PGconn *connect_to_server(void)
 }
 
 /*
- * Lends the connection to the library; exits where that cannot work. An encrypted session lives in libpq, not in its
- * socket, so the library needs an unencrypted one. That is the user's to decide: nothing is downgraded silently.
+ * Lends the connection to the library; exits where that cannot work. A TLS session lives in libpq, not in its socket, so
+ * the library reads and writes through it. GSSAPI's encryption libpq keeps to itself.
  */
 static receivewal *attach(PGconn *conn)
 {
     receivewal_connection connection = RECEIVEWAL_CONNECTION_INIT;
+    receivewal_io io;
     receivewal *rw;
 
     if (PQsslInUse(conn))
     {
-        say("error: ", "the connection is encrypted with TLS, which this version does not support");
-        say("hint: ", "Connect through a Unix-domain socket, or with sslmode=disable over a network that you trust.");
-        exit(1);
+        SSL *ssl = PQsslStruct(conn, "OpenSSL");
+
+        if (ssl == NULL)
+        {
+            say("error: ", "the connection is encrypted with TLS by a library other than OpenSSL, which is not supported");
+            exit(1);
+        }
+        io = receivewal_openssl_io(ssl);
+        connection.io = &io;
     }
     if (PQgssEncInUse(conn))
     {
@@ -426,12 +433,17 @@ static void on_log(void *ctx, receivewal_log_level level, const char *text)
 /* Receives on a connection until something ends it, and closes the connection. */
 static receivewal_status receive(PGconn *conn)
 {
+    /* How far the connections before this one came. The directory does not tell if they were lost before any WAL arrived. */
+    static receivewal_progress last = RECEIVEWAL_PROGRESS_INIT;
+    receivewal_progress progress = RECEIVEWAL_PROGRESS_INIT;
     receivewal_options options = RECEIVEWAL_OPTIONS_INIT;
     receivewal *rw = attach(conn);
     receivewal_status status = RECEIVEWAL_ERR_STOPPED;
 
     options.directory = set.directory;
     options.slot = set.slot;
+    options.start_lsn = last.flushed_lsn != 0 ? last.flushed_lsn : last.start_lsn;
+    options.start_timeline = last.timeline;
     options.end_lsn = set.end_lsn;
     options.status_interval = set.status_interval * 1000;
     options.synchronous = set.synchronous;
@@ -444,6 +456,8 @@ static receivewal_status receive(PGconn *conn)
     if (!atomic_load(&stop_asked)) /* a signal that came before the handler could see rw */
         status = receivewal_receive(rw, &options);
     atomic_store(&receiving, NULL);
+    if (receivewal_get_progress(rw, &progress) == RECEIVEWAL_OK && (progress.timeline != 0 || last.start_lsn == 0))
+        last = progress;
 
     show_live_line("");
     announce_stop();
@@ -753,6 +767,18 @@ static void read_options(int argc, char **argv)
         die_with_hint("too many command-line arguments (first is \"%s\")", argv[optind]);
 }
 
+/* The server would refuse the name too, but its answer depends on the command that has it. */
+static void check_slot_name(const char *name)
+{
+    size_t length = strlen(name);
+
+    if (length >= 1 && length <= 63 && strspn(name, "abcdefghijklmnopqrstuvwxyz0123456789_") == length)
+        return;
+    say("error: ", "replication slot name \"%s\" is not valid", name);
+    say("hint: ", "Replication slot names have 1 to 63 lower case letters, numbers and underscores.");
+    exit(1);
+}
+
 /* Checks what the options mean together, in pg_receivewal's order. */
 static void check_options(void)
 {
@@ -774,6 +800,8 @@ static void check_options(void)
             die("could not open directory \"%s\": %s", set.directory, strerror(errno));
         closedir(directory);
     }
+    if (set.slot != NULL)
+        check_slot_name(set.slot);
 }
 
 int main(int argc, char **argv)

@@ -129,20 +129,69 @@ typedef enum receivewal_state
     RECEIVEWAL_STATE_IDLE = 0,      /* no call in progress */
     RECEIVEWAL_STATE_STARTING = 1,  /* asking the server, looking through the directory */
     RECEIVEWAL_STATE_STREAMING = 2, /* receiving */
-    RECEIVEWAL_STATE_STOPPING = 3   /* flushing, and bringing the connection back to idle */
+    RECEIVEWAL_STATE_STOPPING = 3,  /* flushing, and bringing the connection back to idle */
+    RECEIVEWAL_STATE_RECONNECTING = 4 /* waiting for a new connection (events.reconnect) */
 } receivewal_state;
 
 /* ------------------------------------------------------------------------------------------- connection */
 
-/* A connection that the host has established with replication=true and authenticated, and that is idle.
- * Messages of the authentication (ParameterStatus, BackendKeyData, ReadyForQuery) may still be unread on it. */
+/*
+ * How the host reads and writes a connection whose bytes are not plain on the descriptor, such as a TLS session.
+ * receivewal_openssl.h makes one of an SSL *.
+ *
+ * The functions run inside receivewal_receive, receivewal_wait, receivewal_dispatch and the calls that ask the server, on the
+ * thread that called, one at a time; the library itself only polls the descriptor. They must not block: the
+ * descriptor is expected to be non-blocking, and where they would have to wait they say for what. Either may ask for either
+ * direction (a TLS session may have to write in order to read). After RECEIVEWAL_IO_ERROR, or a number that makes no sense,
+ * neither is called again.
+ */
+typedef struct receivewal_io
+{
+    size_t size; /* sizeof(receivewal_io) */
+    void *ctx;   /* passed to each; the library doesn't touch it. Must live until receivewal_detach */
+
+    /* Reads up to length (> 0) bytes. Returns how many (> 0), 0 once the peer has closed, or one of RECEIVEWAL_IO_*. */
+    ptrdiff_t (*read)(void *ctx, void *buffer, size_t length);
+
+    /* Writes up to length (> 0) bytes. Returns how many (> 0), or one of RECEIVEWAL_IO_*. */
+    ptrdiff_t (*write)(void *ctx, const void *buffer, size_t length);
+
+    /* After RECEIVEWAL_IO_ERROR: why, as a NUL-terminated sentence of at most length bytes. May be NULL. */
+    void (*errmsg)(void *ctx, char *buffer, size_t length);
+} receivewal_io;
+#define RECEIVEWAL_IO_INIT { sizeof(receivewal_io), NULL, NULL, NULL, NULL }
+
+#define RECEIVEWAL_IO_ERROR (-1)      /* the connection is lost */
+#define RECEIVEWAL_IO_WANT_READ (-2)  /* call again once the descriptor is readable */
+#define RECEIVEWAL_IO_WANT_WRITE (-3) /* call again once the descriptor is writable */
+
+/*
+ * A connection that the host has established with replication=true and authenticated, and that is idle.
+ * Messages of the authentication (ParameterStatus, BackendKeyData, ReadyForQuery) may still be unread on it.
+ *
+ * Or one on which the host has started a stream itself: it has sent START_REPLICATION and read CopyBothResponse, and no
+ * more than that but into read_ahead. The first receive takes the stream over. It goes on with it as it is where
+ * system_identifier and segment_size are given and stream_lsn is exactly where the directory ends (or the directory is
+ * empty, and stream_lsn the first byte of a segment); otherwise it ends the stream and starts one at the right place.
+ */
 typedef struct receivewal_connection
 {
     size_t size;        /* sizeof(receivewal_connection) */
-    int fd;             /* the connected stream socket (TCP or Unix), unencrypted; it is duplicated, and stays the host's */
+    int fd;             /* the connected stream socket (TCP or Unix); it is duplicated, and stays the host's */
     int server_version; /* as PQserverVersion gives it, 150018 for 15.18; 0: not known */
+
+    const receivewal_io *io; /* how to read and write; NULL: the descriptor's bytes are plain */
+
+    const void *read_ahead;   /* what the host has read beyond what it has used; NULL: nothing */
+    size_t read_ahead_length; /* bytes */
+
+    int streaming;               /* non-zero: the host has started a stream, as the following says */
+    uint32_t stream_timeline;    /* as in its START_REPLICATION */
+    receivewal_lsn stream_lsn;   /* as in its START_REPLICATION */
+    uint64_t system_identifier;  /* from IDENTIFY_SYSTEM; 0: not known */
+    uint32_t segment_size;       /* wal_segment_size in bytes; 0: not known */
 } receivewal_connection;
-#define RECEIVEWAL_CONNECTION_INIT { sizeof(receivewal_connection), -1, 0 }
+#define RECEIVEWAL_CONNECTION_INIT { sizeof(receivewal_connection), -1, 0, NULL, NULL, 0, 0, 0, 0, 0, 0 }
 
 /*
  * Lends a connection to the library. No byte is sent or received by this call.
@@ -186,11 +235,12 @@ typedef struct receivewal_progress
     receivewal_lsn server_lsn;         /* the server's end of WAL, as it said last */
     uint64_t bytes;                    /* WAL bytes received since the start */
     uint64_t segments;                 /* segments completed since the start */
+    uint64_t reconnects;               /* connections after the first, since the start */
     int64_t server_time;               /* the server's clock in its last message, microseconds; 0: none yet */
     int64_t received_time;             /* our clock at that moment, microseconds; 0: none yet */
     char segment[RECEIVEWAL_NAME_MAX]; /* file name of the segment being written, without ".partial" */
 } receivewal_progress;
-#define RECEIVEWAL_PROGRESS_INIT { sizeof(receivewal_progress), RECEIVEWAL_STATE_IDLE, 0, 0, 0, 0, 0, 0, 0, 0, 0, { 0 } }
+#define RECEIVEWAL_PROGRESS_INIT { sizeof(receivewal_progress), RECEIVEWAL_STATE_IDLE, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, { 0 } }
 
 /* Fills *progress. Any thread, at any time. Returns OK, INVALID, SIZE, HANDLE, CLOSED, FORKED. */
 receivewal_status receivewal_get_progress(receivewal *rw, receivewal_progress *progress);
@@ -218,6 +268,16 @@ typedef struct receivewal_timeline_switch
     receivewal_lsn start_lsn;  /* where streaming goes on: the first byte of the segment that holds switch_lsn */
 } receivewal_timeline_switch;
 
+/* A connection was lost: what events.reconnect is told. Valid only during the callback. */
+typedef struct receivewal_reconnection
+{
+    size_t size;              /* of this struct, set by the library */
+    int attempt;              /* counts from 1 since data was last received */
+    receivewal_status status; /* why: RECEIVEWAL_ERR_CONNECTION */
+    const char *errmsg;       /* why, in a sentence */
+    const char *sqlstate;     /* the server's, or "" */
+} receivewal_reconnection;
+
 /*
  * What the host wants to hear of. Each may be NULL. Those that return int go on with 0; any other value stops the
  * receive cleanly, as receivewal_stop does. A callback must return: no longjmp, no C++ exception through it.
@@ -242,6 +302,15 @@ typedef struct receivewal_events
     /* At most once per progress_interval, only when something has changed. */
     int (*progress)(void *ctx, const receivewal_progress *progress);
 
+    /*
+     * The connection was lost. The host fills *connection, which is initialised, with a new one that is
+     * established and authenticated, as for receivewal_attach, and returns 0; or leaves its fd at -1 to be asked again later. Any other
+     * value gives up: the receive ends with RECEIVEWAL_ERR_CONNECTION. The old connection is the host's to close, during
+     * the callback or after. The library waits before it asks: from 1 second at first to 1 minute, with a part left to chance;
+     * receivewal_stop ends the wait at once. NULL: the receive ends when the connection is lost.
+     */
+    int (*reconnect)(void *ctx, const receivewal_reconnection *reconnection, receivewal_connection *connection);
+
     void (*reserved[8])(void); /* must be NULL */
 } receivewal_events;
 
@@ -264,13 +333,16 @@ typedef struct receivewal_options
                                   Not together with synchronous */
     uint32_t file_mode;        /* permission bits of new files; 0: 0600, or 0640 where the server's data_directory_mode
                                   allows group access. The umask does not apply */
+    int receive_timeout;       /* milliseconds that the server may be silent: after half of it, it is asked for a reply, after all of
+                                  it the connection is lost. 0: twice the server's wal_sender_timeout, or 60000 where
+                                  that is off or cannot be read; negative: for ever */
     receivewal_events events;
 } receivewal_options;
 #define RECEIVEWAL_OPTIONS_INIT                                                                                        \
     {                                                                                                                  \
-        sizeof(receivewal_options), NULL, NULL, 0, 0, 0, 10000, 1000, 0, 0, 0,                                         \
+        sizeof(receivewal_options), NULL, NULL, 0, 0, 0, 10000, 1000, 0, 0, 0, 0,                                      \
         {                                                                                                              \
-            NULL, NULL, NULL, NULL, NULL, NULL, { NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL }                     \
+            NULL, NULL, NULL, NULL, NULL, NULL, NULL, { NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL }                     \
         }                                                                                                              \
     }
 

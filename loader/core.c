@@ -67,9 +67,12 @@ bool rw_forked(void)
 /* One call of the core: which, its arguments, and what it answered. */
 typedef struct job
 {
-    enum { OPEN, BEGIN, TAKE, CANCEL, PROGRESS, USABLE, CLOSE } what;
+    enum { OPEN, BEGIN, TAKE, CANCEL, RECONNECT, LOST, PROGRESS, USABLE, CLOSE } what;
     uint64_t id;
-    int fd, server_version, event_fd, stop_fd;
+    int fd, event_fd, stop_fd;
+    const receivewal_connection *connection;
+    rw_core_answer answer;
+    const char *reason;
     char **text;
     rw_core_request *request;
     rw_core_event **list;
@@ -109,27 +112,25 @@ static void release_standard_descriptors(const int held[3], int count)
         close(held[--count]);
 }
 
-static void open_session(job *j)
-{
-    int held[3];
-    int count = hold_standard_descriptors(held);
-
-    j->status = core.open(j->fd, j->server_version, j->event_fd, j->stop_fd, &j->id, j->text);
-    release_standard_descriptors(held, count);
-}
-
 static void perform(job *j)
 {
+    const bool opens = j->what == OPEN || j->what == RECONNECT;
+    int held[3];
+    int count = opens ? hold_standard_descriptors(held) : 0;
+
     switch (j->what)
     {
-        case OPEN: open_session(j); break;
+        case OPEN: j->status = core.open(j->fd, j->connection, j->event_fd, j->stop_fd, &j->id, j->text); break;
         case BEGIN: j->status = core.begin(j->id, j->request, j->text); break;
         case TAKE: j->status = core.take(j->id, j->list); break;
         case CANCEL: j->status = core.cancel(j->id); break;
+        case RECONNECT: j->status = core.reconnect(j->id, j->answer, j->fd, j->connection, j->text); break;
+        case LOST: j->status = core.lost(j->id, j->reason); break;
         case PROGRESS: j->status = core.progress(j->id, j->progress); break;
         case USABLE: j->usable = core.usable(j->id); break;
         case CLOSE: j->status = core.close(j->id); break;
     }
+    release_standard_descriptors(held, count);
 }
 
 static void wait_for(sem_t *sem)
@@ -164,9 +165,9 @@ static receivewal_status call(job *j)
     return j->status;
 }
 
-receivewal_status rw_core_open(int fd, int server_version, int event_fd, int stop_fd, uint64_t *id, char **text)
+receivewal_status rw_core_open(int fd, const receivewal_connection *connection, int event_fd, int stop_fd, uint64_t *id, char **text)
 {
-    job j = { .what = OPEN, .fd = fd, .server_version = server_version, .event_fd = event_fd, .stop_fd = stop_fd, .text = text };
+    job j = { .what = OPEN, .fd = fd, .connection = connection, .event_fd = event_fd, .stop_fd = stop_fd, .text = text };
 
     call(&j);
     *id = j.id;
@@ -186,6 +187,16 @@ receivewal_status rw_core_take(uint64_t id, rw_core_event **list)
 receivewal_status rw_core_cancel(uint64_t id)
 {
     return call(&(job){ .what = CANCEL, .id = id });
+}
+
+receivewal_status rw_core_reconnect(uint64_t id, rw_core_answer answer, int fd, const receivewal_connection *connection, char **text)
+{
+    return call(&(job){ .what = RECONNECT, .id = id, .answer = answer, .fd = fd, .connection = connection, .text = text });
+}
+
+receivewal_status rw_core_lost(uint64_t id, const char *reason)
+{
+    return call(&(job){ .what = LOST, .id = id, .reason = reason });
 }
 
 receivewal_status rw_core_progress(uint64_t id, receivewal_progress *progress)
@@ -279,6 +290,7 @@ static bool resolve_all(void *library)
 {
     return resolve(library, "receivewal_core_open", &core.open) && resolve(library, "receivewal_core_begin", &core.begin) &&
            resolve(library, "receivewal_core_take", &core.take) && resolve(library, "receivewal_core_cancel", &core.cancel) &&
+           resolve(library, "receivewal_core_reconnect", &core.reconnect) && resolve(library, "receivewal_core_lost", &core.lost) &&
            resolve(library, "receivewal_core_progress", &core.progress) && resolve(library, "receivewal_core_usable", &core.usable) &&
            resolve(library, "receivewal_core_close", &core.close);
 }
@@ -368,7 +380,7 @@ static void warm_up(void)
     uint64_t id;
     char *text = NULL;
 
-    if (rw_core_open(-1, 0, -1, -1, &id, &text) == RECEIVEWAL_OK)
+    if (rw_core_open(-1, NULL, -1, -1, &id, &text) == RECEIVEWAL_OK)
         rw_core_close(id);
     free(text);
 }

@@ -44,8 +44,24 @@ struct rw_layout
 static const field connection_fields[] = {
     FIELD(receivewal_connection, fd),
     FIELD(receivewal_connection, server_version),
+    FIELD(receivewal_connection, io),
+    FIELD(receivewal_connection, read_ahead),
+    FIELD(receivewal_connection, read_ahead_length),
+    FIELD(receivewal_connection, streaming),
+    FIELD(receivewal_connection, stream_timeline),
+    FIELD(receivewal_connection, stream_lsn),
+    FIELD(receivewal_connection, system_identifier),
+    FIELD(receivewal_connection, segment_size),
 };
-LAYOUT(connection, receivewal_connection, RECEIVEWAL_CONNECTION_INIT, server_version);
+LAYOUT(connection, receivewal_connection, RECEIVEWAL_CONNECTION_INIT, segment_size);
+
+static const field io_fields[] = {
+    FIELD(receivewal_io, ctx),
+    FIELD(receivewal_io, read),
+    FIELD(receivewal_io, write),
+    FIELD(receivewal_io, errmsg),
+};
+LAYOUT(io, receivewal_io, RECEIVEWAL_IO_INIT, errmsg);
 
 static const field options_fields[] = {
     FIELD(receivewal_options, directory),
@@ -58,12 +74,14 @@ static const field options_fields[] = {
     FIELD(receivewal_options, synchronous),
     FIELD(receivewal_options, no_sync),
     FIELD(receivewal_options, file_mode),
+    FIELD(receivewal_options, receive_timeout),
     FIELD(receivewal_options, events.ctx),
     FIELD(receivewal_options, events.log),
     FIELD(receivewal_options, events.segment_opened),
     FIELD(receivewal_options, events.segment_completed),
     FIELD(receivewal_options, events.timeline_switched),
     FIELD(receivewal_options, events.progress),
+    FIELD(receivewal_options, events.reconnect),
     FIELD(receivewal_options, events.reserved),
 };
 LAYOUT(options, receivewal_options, RECEIVEWAL_OPTIONS_INIT, events);
@@ -77,6 +95,7 @@ static const field progress_fields[] = {
     FIELD(receivewal_progress, server_lsn),
     FIELD(receivewal_progress, bytes),
     FIELD(receivewal_progress, segments),
+    FIELD(receivewal_progress, reconnects),
     FIELD(receivewal_progress, server_time),
     FIELD(receivewal_progress, received_time),
     FIELD(receivewal_progress, segment),

@@ -44,6 +44,13 @@ func (r *receiver) persist(ctx context.Context) error {
 	for {
 		before := r.s.Progress().Bytes
 		err := r.run(ctx)
+		if r.waitsForDisk(err) && r.s.usable.Load() {
+			r.diskFull(err)
+			if err := r.pause(ctx); err != nil {
+				return err
+			}
+			continue
+		}
 		if !errors.Is(err, ErrConnectionLost) || r.o.Events.Reconnect == nil {
 			return err
 		}

@@ -2,7 +2,6 @@ package stream
 
 import (
 	"context"
-	"errors"
 	"log/slog"
 	"net"
 	"strconv"
@@ -12,6 +11,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgproto3"
+
+	"libreceivewal/segment"
 )
 
 // SessionOptions says what is known of a connection beforehand.
@@ -30,6 +31,7 @@ type SessionOptions struct {
 // ErrBusy. Progress and Usable may be called by any goroutine at any time.
 type Session struct {
 	wire          *wire
+	fs            segment.FS
 	serverVersion int
 	started       *StartedStream // not taken over yet
 
@@ -38,6 +40,7 @@ type Session struct {
 	log    func(level slog.Level, text string)
 
 	silence time.Duration // how long the server may be silent when an answer is due; 0: for ever
+	grace   time.Time     // when the answer that is due must be complete; zero: no matter, as long as nobody stops
 
 	mu       sync.Mutex // guards wire against wake, and progress
 	progress Progress
@@ -47,7 +50,7 @@ type Session struct {
 // authentication may still be unread on it. The connection stays the caller's: a Session never closes it, and
 // leaves it without deadlines.
 func NewSession(conn net.Conn, o SessionOptions) *Session {
-	s := &Session{serverVersion: o.ServerVersion}
+	s := &Session{fs: segment.OS, serverVersion: o.ServerVersion}
 	s.lend(conn, o)
 	return s
 }
@@ -86,6 +89,7 @@ func (s *Session) begin(ctx context.Context) (end func(), err error) {
 		s.busy.Store(false)
 		return nil, fail(ErrConnectionLost, "the connection is not idle: an earlier operation on it failed")
 	}
+	s.wire.release() // from the deadlines of the connection's earlier life
 	woken := make(chan struct{})
 	cancel := context.AfterFunc(ctx, func() {
 		defer close(woken)
@@ -139,12 +143,9 @@ func (s *Session) anyMessage(ctx context.Context) (byte, []byte, error) {
 		}
 		missing := headerSize - len(s.wire.buffered())
 		if ok {
-			if length > maxMessage {
-				return 0, nil, fail(ErrProtocol, "the server sent a message of type %q with %d bytes", kind, length)
-			}
 			var body []byte
-			if body, missing = s.wire.body(length); missing == 0 {
-				return kind, body, nil
+			if body, missing, err = s.wire.body(kind, length); missing == 0 {
+				return kind, body, err
 			}
 		}
 		if err := s.read(ctx, missing); err != nil {
@@ -153,27 +154,32 @@ func (s *Session) anyMessage(ctx context.Context) (byte, []byte, error) {
 	}
 }
 
-// read waits for some of the next n bytes: as long as the server may be silent, or for stopGrace once ctx has ended.
+// read waits for some of the next n bytes: as long as the server may be silent, but the whole answer for no longer than
+// stopGrace once ctx has ended.
 func (s *Session) read(ctx context.Context, n int) error {
 	var limit time.Time
 	if s.silence > 0 {
 		limit = time.Now().Add(s.silence)
 	}
-	stopping := false
 	for {
+		if ctx.Err() != nil && s.grace.IsZero() {
+			s.grace = time.Now().Add(stopGrace)
+		}
+		if !s.grace.IsZero() && (limit.IsZero() || s.grace.Before(limit)) {
+			limit = s.grace
+		}
+		switch {
+		case limit.IsZero() || time.Now().Before(limit):
+		case ctx.Err() != nil:
+			return fail(ErrStopped, "stopped; the server did not answer")
+		case limit.Equal(s.grace):
+			return fail(ErrConnectionLost, "the server did not answer in time")
+		default:
+			return silent(s.silence)
+		}
 		got, err := s.wire.read(min(n, bufferSize), limit)
 		if err != nil || got {
 			return err
-		}
-		if ctx.Err() != nil && !stopping {
-			stopping, limit = true, time.Now().Add(stopGrace)
-		}
-		switch {
-		case limit.IsZero() || time.Now().Before(limit): // woken by something else
-		case stopping:
-			return fail(ErrStopped, "stopped; the server did not answer")
-		default:
-			return silent(s.silence)
 		}
 	}
 }
@@ -213,7 +219,11 @@ func parseVersion(version string) int {
 		if end < 0 {
 			end = len(text)
 		}
-		part[i], _ = strconv.Atoi(text[:end]) // no digits: 0, not known
+		n, err := strconv.ParseUint(text[:end], 10, 16)
+		if err != nil {
+			break // no number: not known
+		}
+		part[i] = int(n)
 	}
 	if part[0] >= 10 {
 		return part[0]*10000 + part[1]
@@ -230,20 +240,48 @@ type answer struct {
 // idle marks the connection as idle after ReadyForQuery. While data was streamed, more than the answers
 // could have been read with them: only messages that may come at any time.
 func (s *Session) idle(ctx context.Context) error {
-	for len(s.wire.buffered()) > 0 {
+	return s.settle(ctx, func() bool { return false })
+}
+
+// Settle reads what came after the last answer and is no longer on the connection itself, because something between the
+// two has read ahead, until pending says that there is no more. Only messages that may come at any time can be among it; after
+// anything else the connection is not usable any more.
+func (s *Session) Settle(ctx context.Context, pending func() bool) error {
+	end, err := s.begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer end()
+	s.silence = drainTime
+	s.usable.Store(false)
+	return s.settle(ctx, pending)
+}
+
+func (s *Session) settle(ctx context.Context, pending func() bool) error {
+	for len(s.wire.buffered()) > 0 || pending() {
 		kind, body, err := s.anyMessage(ctx)
 		if err != nil {
 			return err
 		}
-		if ok, err := s.asynchronous(kind, body); err != nil || !ok {
-			return errors.Join(err, unexpected(kind, "ReadyForQuery"))
+		ok, err := s.asynchronous(kind, body)
+		switch {
+		case err != nil:
+			return err
+		case kind == typeErrorResponse: // the server ends the connection
+			var m pgproto3.ErrorResponse
+			if err := decode(&m, body); err != nil {
+				return err
+			}
+			return fail(ErrConnectionLost, "the server closed the connection: %w", newServerError(&m))
+		case !ok:
+			return unexpected(kind, "ReadyForQuery")
 		}
 	}
 	s.usable.Store(true)
 	return nil
 }
 
-// maxRows is far more than any replication command answers.
+// maxRows is far more than any replication command answers; the rows together may be as long as one message.
 const maxRows = 100
 
 // command sends a command by the simple query protocol and reads its answer, up to ReadyForQuery or the beginning
@@ -257,11 +295,12 @@ func (s *Session) command(ctx context.Context, sql string) (answer, error) {
 		return a, fail(ErrBusy, "replication has been started on this connection: only a receive can take it over")
 	}
 	s.usable.Store(false)
+	s.grace = time.Time{}
 	if err := s.wire.send(&pgproto3.Query{String: sql}); err != nil {
 		return a, err
 	}
 	var failed error
-	answered := false
+	answered, size := false, 0
 	for {
 		kind, body, err := s.message(ctx)
 		if err != nil {
@@ -285,7 +324,8 @@ func (s *Session) command(ctx context.Context, sql string) (answer, error) {
 			if err != nil {
 				return a, err
 			}
-			if a.rows = append(a.rows, row); len(a.rows) > maxRows {
+			size += len(body)
+			if a.rows = append(a.rows, row); len(a.rows) > maxRows || size > maxMessage {
 				return a, fail(ErrProtocol, "the server sent too many rows for %q", sql)
 			}
 		case typeErrorResponse:

@@ -63,15 +63,26 @@ func (c *Cluster) WaitReplayed(lsn LSN) {
 	c.WaitFor("the standby to replay "+lsn.String(), func() bool { return c.LSN("select pg_last_wal_replay_lsn()") >= lsn })
 }
 
+// CopyWAL gives the server those segments and history files of another one that it lacks, as if it had restored them from an
+// archive.
+func (c *Cluster) CopyWAL(from *Cluster) {
+	c.t.Helper()
+	files := List(c.t, from.WALDir())
+	for _, name := range append(files.Complete, files.History...) {
+		to := filepath.Join(c.WALDir(), name)
+		if _, err := os.Stat(to); err == nil {
+			continue
+		}
+		c.must(copyFile(filepath.Join(from.WALDir(), name), to, 0o600))
+		c.must(own(to))
+	}
+}
+
 // copyData copies the data directory of a server in backup mode: without what belongs to the running server or is
 // made anew at a start (excludeDirContents and excludeFiles in basebackup.c).
 func (c *Cluster) copyData(from string) error {
 	empty := map[string]bool{"pg_wal": true, "pg_replslot": true, "pg_dynshmem": true, "pg_notify": true, "pg_serial": true,
 		"pg_snapshots": true, "pg_stat_tmp": true, "pg_subtrans": true}
-	cred, err := credential()
-	if err != nil {
-		return err
-	}
 	return filepath.WalkDir(from, func(path string, d fs.DirEntry, err error) error {
 		if err != nil {
 			return ignoreMissing(err)
@@ -101,8 +112,8 @@ func (c *Cluster) copyData(from string) error {
 		} else {
 			err = copyFile(path, to, info.Mode().Perm())
 		}
-		if err == nil && cred != nil {
-			err = os.Lchown(to, int(cred.Uid), int(cred.Gid))
+		if err == nil {
+			err = own(to)
 		}
 		return ignoreMissing(err)
 	})
@@ -135,9 +146,14 @@ func (c *Cluster) create(name, text string) {
 	c.t.Helper()
 	path := filepath.Join(c.DataDir, name)
 	c.must(os.WriteFile(path, []byte(text), 0o600))
+	c.must(own(path))
+}
+
+// own gives a file to the user who runs servers.
+func own(path string) error {
 	cred, err := credential()
-	c.must(err)
-	if cred != nil {
-		c.must(os.Chown(path, int(cred.Uid), int(cred.Gid)))
+	if err != nil || cred == nil {
+		return err
 	}
+	return os.Lchown(path, int(cred.Uid), int(cred.Gid))
 }
