@@ -217,14 +217,13 @@ func TestEvents(t *testing.T) {
 	})
 	inBubble(t, "an error after a complete segment", func(t *testing.T) {
 		disk, w := openTiny(t, nil)
-		disk.slow = true
-		add(t, w, begin, begin+LSN(tiny)+50)
-		disk.err = unix.EIO
+		disk.slow, disk.err = true, unix.EIO
 		disk.before = func(o operation) { // when the second segment is synced
 			if o == (operation{opSync, "(no name)"}) && disk.cache[name(1, 5)] != nil {
 				disk.fail = len(disk.log)
 			}
 		}
+		add(t, w, begin, begin+LSN(tiny)+50)
 		if err := w.Close(); !errors.Is(err, unix.EIO) {
 			t.Errorf("%v, want EIO", err)
 		}
