@@ -376,7 +376,7 @@ func TestWriteHistory(t *testing.T) {
 				t.Fatal(err)
 			}
 			before := files[name]
-			disk.before = func() {
+			disk.before = func(operation) {
 				disk.survivors(1, func(files map[string][]byte) {
 					if got, found := files[name]; found && !bytes.Equal(got, before) && !bytes.Equal(got, content) || !found && before != nil {
 						t.Errorf("after %s, a power cut leaves %q", last(disk.log), got)
