@@ -91,6 +91,9 @@ func receivewal_core_begin(id C.uint64_t, request *C.rw_core_request, text **C.c
 		s.begin(readSlot(name))
 	case C.RW_CORE_FIND_START:
 		s.begin(findStart(directory, segment.Size(request.segment_size)))
+	case C.RW_CORE_CHECK:
+		s.begin(check(directory, segment.CheckOptions{
+			Size: segment.Size(request.segment_size), Pages: true, Decode: request.flags != 0}))
 	case C.RW_CORE_RECEIVE:
 		s.begin(receive(optionsOf(request.options, directory), uint32(request.wanted)))
 	case C.RW_CORE_SETTLE:
@@ -113,6 +116,10 @@ func optionsOf(o *C.receivewal_options, directory string) stream.Options {
 		Synchronous:      o.synchronous != 0,
 		NoSync:           o.no_sync != 0,
 		ReceiveTimeout:   time.Duration(o.receive_timeout) * time.Millisecond,
+		FlushInterval:    time.Duration(o.flush_interval) * time.Millisecond,
+		Repair:           stream.RepairMode(o.repair), // the same numbers
+		WaitOnDiskFull:   o.on_disk_full == C.RECEIVEWAL_DISK_FULL_WAIT,
+		CheckPages:       o.check_pages != 0,
 		FileMode:         fs.FileMode(o.file_mode),
 	}
 	if o.status_interval == 0 {
@@ -235,6 +242,23 @@ func eventOf(e event) *C.rw_core_event {
 		c.kind = C.RW_CORE_RECONNECT
 		setError(c, e.Lost)
 		*(*C.int)(u) = C.int(min(e.Attempt, math.MaxInt32))
+	case stream.Hole:
+		c.kind, c.text, c.file = C.RW_CORE_PROBLEM, C.CString(e.Text), C.CString(e.File)
+		*(*C.receivewal_problem)(u) = C.receivewal_problem{
+			size:     C.sizeof_receivewal_problem,
+			kind:     kindOf(e.Kind),
+			state:    C.receivewal_problem_state(e.State), // the same numbers
+			timeline: C.uint32_t(e.Timeline),
+			lsn:      C.receivewal_lsn(e.LSN),
+			end_lsn:  C.receivewal_lsn(e.EndLSN),
+		}
+	case stream.DiskFull:
+		c.kind = C.RW_CORE_DISK_FULL
+		full := (*C.receivewal_disk_full)(u)
+		*full = C.receivewal_disk_full{size: C.sizeof_receivewal_disk_full, waited: C.int64_t(e.Waited.Milliseconds())}
+		if e.Full {
+			full.full, c.text = 1, C.CString(e.Err.Error())
+		}
 	case doneEvent:
 		setDone(c, u, e)
 	}
@@ -272,6 +296,8 @@ func setDone(c *C.rw_core_event, u unsafe.Pointer, e doneEvent) {
 			restart_lsn:      C.receivewal_lsn(r.RestartLSN),
 			restart_timeline: C.uint32_t(r.RestartTimeline),
 		}
+	case segment.Report:
+		setCheck((*C.receivewal_check)(u), r)
 	case segment.Start:
 		start := (*C.receivewal_start_point)(u)
 		*start = C.receivewal_start_point{
@@ -281,6 +307,27 @@ func setDone(c *C.rw_core_event, u unsafe.Pointer, e doneEvent) {
 			segment_size: C.uint32_t(r.Size),
 		}
 		setName(&start.segment, r.File)
+	}
+}
+
+func setCheck(c *C.receivewal_check, r segment.Report) {
+	*c = C.receivewal_check{
+		size:              C.sizeof_receivewal_check,
+		segments:          C.uint64_t(r.Segments),
+		system_identifier: C.uint64_t(r.SystemIdentifier),
+		segment_size:      C.uint32_t(r.Size),
+		timeline:          C.uint32_t(r.Next.Timeline),
+		lsn:               C.receivewal_lsn(r.Next.LSN),
+	}
+	if r.Segments > 0 && r.Oldest.Timeline != 0 {
+		c.oldest_lsn = C.receivewal_lsn(r.Oldest.LSN(r.Size))
+	}
+	for _, p := range r.Problems {
+		if p.Kind == segment.Leftover {
+			c.leftovers++
+		} else {
+			c.problems++
+		}
 	}
 }
 

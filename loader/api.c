@@ -22,7 +22,8 @@ static receivewal_status refuse(receivewal *rw, receivewal_status status, const 
     switch (status)
     {
         case RECEIVEWAL_ERR_HANDLE:
-            return rw_thread_error(NULL, status, "%s: %s", function, rw == NULL ? "the handle is NULL" : "this is not a handle of libreceivewal");
+            return rw_thread_error(NULL, status, "%s: %s", function,
+                                   rw == NULL ? "the handle is NULL" : "this is not a handle of libreceivewal");
         case RECEIVEWAL_ERR_CLOSED:
             return rw_thread_error(NULL, status, "%s: the handle was detached before", function);
         case RECEIVEWAL_ERR_BUSY:
@@ -292,7 +293,8 @@ static uint32_t wanted(const receivewal_events *events)
     return (events->log != NULL ? RW_CORE_WANT_LOG : 0) | (events->segment_opened != NULL ? RW_CORE_WANT_OPENED : 0) |
            (events->segment_completed != NULL ? RW_CORE_WANT_COMPLETED : 0) |
            (events->timeline_switched != NULL ? RW_CORE_WANT_TIMELINE : 0) | (events->progress != NULL ? RW_CORE_WANT_PROGRESS : 0) |
-           (events->reconnect != NULL ? RW_CORE_WANT_RECONNECT : 0);
+           (events->reconnect != NULL ? RW_CORE_WANT_RECONNECT : 0) | (events->problem != NULL ? RW_CORE_WANT_PROBLEM : 0) |
+           (events->disk_full != NULL ? RW_CORE_WANT_DISK_FULL : 0);
 }
 
 /* Checks the options and makes a request of them. directory: room for an absolute path; it and ours must outlive the request. */
@@ -367,7 +369,8 @@ static receivewal_status wait_for(receivewal *rw, const char *function, int time
     if (status != RECEIVEWAL_OK)
         return status;
     if (!slot->running)
-        return leave(rw, slot, rw_texts_set(&slot->texts, RECEIVEWAL_ERR_BUSY, "%s: nothing was started (receivewal_start)", function));
+        return leave(rw, slot,
+                     rw_texts_set(&slot->texts, RECEIVEWAL_ERR_BUSY, "%s: nothing was started (receivewal_start)", function));
     pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel_state);
     done = rw_pump_run(&slot->pump, &slot->events, timeout);
     if (done != NULL)
@@ -416,7 +419,8 @@ static receivewal_status check_slot_call(rw_slot *slot, const char *what, const 
     if (!rw_slot_name_check(what, name, problem))
         return rw_texts_set(&slot->texts, RECEIVEWAL_ERR_INVALID, "%s", problem);
     if ((flags & ~known) != 0)
-        return rw_texts_set(&slot->texts, RECEIVEWAL_ERR_INVALID, "flags 0x%x are not known to this function", (unsigned)(flags & ~known));
+        return rw_texts_set(&slot->texts, RECEIVEWAL_ERR_INVALID, "flags 0x%x are not known to this function",
+                            (unsigned)(flags & ~known));
     return RECEIVEWAL_OK;
 }
 
@@ -499,58 +503,134 @@ receivewal_status receivewal_read_slot(receivewal *rw, const char *name, receive
 
 /* ------------------------------------------------------------------------------------------ ask the directory */
 
-receivewal_status receivewal_find_start(const char *directory, uint32_t segment_size, receivewal_start_point *start)
+/*
+ * Runs a request that is about a directory only, with a session of its own. Returns OK and its DONE, for the caller to free; else
+ * NULL, with the thread's error set.
+ */
+static receivewal_status ask_directory(rw_core_request *request, const char *directory, const receivewal_events *events, rw_core_event **result)
 {
-    char problem[RW_PROBLEM_MAX], path[PATH_MAX];
-    rw_core_request request = { .op = RW_CORE_FIND_START, .segment_size = segment_size };
+    char path[PATH_MAX];
     rw_core_event *done = NULL;
-    receivewal_status status;
+    receivewal_status status = rw_core_need();
     char *text = NULL;
     int cancel_state;
     rw_pump pump;
 
-    if (rw_forked())
-        return RECEIVEWAL_ERR_FORKED;
-    if (!rw_directory_check("receivewal_find_start: directory", directory, problem))
-        return rw_thread_error(NULL, RECEIVEWAL_ERR_INVALID, "%s", problem);
-    if (segment_size != 0 && !rw_segment_size_valid(segment_size))
-        return rw_thread_error(NULL, RECEIVEWAL_ERR_INVALID, "segment_size is %u: it is a power of two from 1 MiB to 1 GiB, or 0",
-                               (unsigned)segment_size);
-    if (start == NULL)
-        return rw_thread_error(NULL, RECEIVEWAL_ERR_INVALID, "receivewal_find_start: start is NULL");
-    if (!rw_struct_check(&rw_layout_start_point, start, problem))
-        return rw_thread_error(NULL, RECEIVEWAL_ERR_SIZE, "%s", problem);
-    status = rw_core_need();
+    *result = NULL;
     if (status != RECEIVEWAL_OK)
         return status;
-
     if (!rw_pump_open(&pump))
         return rw_thread_error(NULL, RECEIVEWAL_ERR_LIMIT, "cannot make an eventfd: %s", strerror(errno));
-    request.directory = absolute(directory, path);
+    request->directory = absolute(directory, path);
     pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel_state);
     status = rw_core_open(-1, NULL, pump.event_fd, -1, &pump.core_id, &text);
     if (status == RECEIVEWAL_OK)
     {
-        status = rw_core_begin(pump.core_id, &request, &text);
+        status = rw_core_begin(pump.core_id, request, &text);
         if (status == RECEIVEWAL_OK)
         {
-            done = rw_pump_run(&pump, &no_events, -1);
+            done = rw_pump_run(&pump, events, -1);
             status = done == NULL ? RECEIVEWAL_ERR_FORKED : done->status;
         }
-        if (done != NULL && status == RECEIVEWAL_OK)
-            rw_struct_out(&rw_layout_start_point, &done->u.start, start);
         if (status != RECEIVEWAL_ERR_FORKED)
             rw_core_close(pump.core_id);
     }
     pthread_setcancelstate(cancel_state, NULL);
     rw_pump_close(&pump);
-    if (status != RECEIVEWAL_OK)
+    if (status == RECEIVEWAL_OK)
+        *result = done;
+    else
     {
         const char *reason = done != NULL ? done->text : text;
 
         rw_thread_error(NULL, status, "%s", reason == NULL ? receivewal_strerror(status) : reason);
+        rw_event_free(done);
     }
-    rw_event_free(done);
     free(text);
+    return status;
+}
+
+/* Checks the arguments that both questions about a directory have. */
+static receivewal_status check_directory_arguments(const char *function, const char *directory, uint32_t segment_size)
+{
+    char what[64], problem[RW_PROBLEM_MAX];
+
+    snprintf(what, sizeof(what), "%s: directory", function);
+    if (!rw_directory_check(what, directory, problem))
+        return rw_thread_error(NULL, RECEIVEWAL_ERR_INVALID, "%s", problem);
+    if (segment_size != 0 && !rw_segment_size_valid(segment_size))
+        return rw_thread_error(NULL, RECEIVEWAL_ERR_INVALID, "segment_size is %u: it is a power of two from 1 MiB to 1 GiB, or 0",
+                               (unsigned)segment_size);
+    return RECEIVEWAL_OK;
+}
+
+receivewal_status receivewal_find_start(const char *directory, uint32_t segment_size, receivewal_start_point *start)
+{
+    char problem[RW_PROBLEM_MAX];
+    rw_core_request request = { .op = RW_CORE_FIND_START, .segment_size = segment_size };
+    rw_core_event *done;
+    receivewal_status status;
+
+    if (rw_forked())
+        return RECEIVEWAL_ERR_FORKED;
+    status = check_directory_arguments("receivewal_find_start", directory, segment_size);
+    if (status != RECEIVEWAL_OK)
+        return status;
+    if (start == NULL)
+        return rw_thread_error(NULL, RECEIVEWAL_ERR_INVALID, "receivewal_find_start: start is NULL");
+    if (!rw_struct_check(&rw_layout_start_point, start, problem))
+        return rw_thread_error(NULL, RECEIVEWAL_ERR_SIZE, "%s", problem);
+    status = ask_directory(&request, directory, &no_events, &done);
+    if (status == RECEIVEWAL_OK)
+        rw_struct_out(&rw_layout_start_point, &done->u.start, start);
+    rw_event_free(done);
+    return status;
+}
+
+/* Whom receivewal_check_directory tells, until that answers that it has heard enough. */
+typedef struct listener
+{
+    const receivewal_check_options *options;
+    bool enough;
+} listener;
+
+static int tell_problem(void *ctx, const receivewal_problem *problem)
+{
+    listener *l = ctx;
+
+    if (!l->enough && l->options->problem != NULL)
+        l->enough = l->options->problem(l->options->ctx, problem) != 0;
+    return 0;
+}
+
+receivewal_status receivewal_check_directory(const char *directory, const receivewal_check_options *options, receivewal_check *check)
+{
+    const receivewal_check_options usual = RECEIVEWAL_CHECK_OPTIONS_INIT;
+    receivewal_check_options ours;
+    listener l = { .options = &ours };
+    const receivewal_events events = { .ctx = &l, .problem = tell_problem };
+    char problem[RW_PROBLEM_MAX];
+    rw_core_request request = { .op = RW_CORE_CHECK };
+    rw_core_event *done;
+    receivewal_status status;
+
+    if (rw_forked())
+        return RECEIVEWAL_ERR_FORKED;
+    if (options == NULL)
+        options = &usual;
+    if (check == NULL)
+        return rw_thread_error(NULL, RECEIVEWAL_ERR_INVALID, "receivewal_check_directory: check is NULL");
+    if (!rw_struct_check(&rw_layout_check_options, options, problem) || !rw_struct_check(&rw_layout_check, check, problem))
+        return rw_thread_error(NULL, RECEIVEWAL_ERR_SIZE, "%s", problem);
+    rw_struct_in(&rw_layout_check_options, options, &ours);
+    status = check_directory_arguments("receivewal_check_directory", directory, ours.segment_size);
+    if (status != RECEIVEWAL_OK)
+        return status;
+    request.segment_size = ours.segment_size;
+    request.flags = ours.decode != 0;
+    status = ask_directory(&request, directory, &events, &done);
+    if (status == RECEIVEWAL_OK)
+        rw_struct_out(&rw_layout_check, &done->u.check, check);
+    rw_event_free(done);
     return status;
 }

@@ -31,6 +31,7 @@ typedef enum rw_core_op
     RW_CORE_DROP_SLOT,
     RW_CORE_READ_SLOT,
     RW_CORE_FIND_START, /* for a handle that was opened with fd -1 */
+    RW_CORE_CHECK,      /* the same */
     RW_CORE_RECEIVE,
     RW_CORE_SETTLE /* reads what a relay has read ahead: only messages that may come at any time */
 } rw_core_op;
@@ -42,17 +43,19 @@ typedef enum rw_core_op
 #define RW_CORE_WANT_TIMELINE 8u
 #define RW_CORE_WANT_PROGRESS 16u
 #define RW_CORE_WANT_RECONNECT 32u
+#define RW_CORE_WANT_PROBLEM 64u
+#define RW_CORE_WANT_DISK_FULL 128u
 
 /* Valid, with all that it points to, only until begin returns: the core copies. */
 typedef struct rw_core_request
 {
     rw_core_op op;
     uint32_t wanted;                   /* RECEIVE */
-    uint32_t flags;                    /* CREATE_SLOT, DROP_SLOT */
-    uint32_t segment_size;             /* FIND_START */
+    uint32_t flags;                    /* CREATE_SLOT, DROP_SLOT; CHECK: whether to decode */
+    uint32_t segment_size;             /* FIND_START, CHECK */
     uint64_t passed;                   /* SETTLE: bytes that the relay has passed to the core, since it began */
     const char *name;                  /* *_SLOT: the slot */
-    const char *directory;             /* FIND_START, RECEIVE: absolute where possible */
+    const char *directory;             /* FIND_START, CHECK, RECEIVE: absolute where possible */
     const receivewal_options *options; /* RECEIVE: normalised; its directory and events are not looked at */
 } rw_core_request;
 
@@ -63,8 +66,10 @@ typedef enum rw_core_kind
     RW_CORE_COMPLETED, /* segment, text */
     RW_CORE_TIMELINE,  /* timeline_switch */
     RW_CORE_PROGRESS,  /* progress */
+    RW_CORE_PROBLEM,   /* problem, file, text */
+    RW_CORE_DISK_FULL, /* disk_full, text */
     RW_CORE_RECONNECT, /* attempt, status, text, sqlstate; to be answered by reconnect */
-    RW_CORE_DONE       /* status, text, sqlstate, detail, hint; system, slot or start where the request asked for it */
+    RW_CORE_DONE       /* status, text, sqlstate, detail, hint; system, slot, start or check where the request asked for it */
 } rw_core_kind;
 
 /* One event. Each, and each string in it, is malloc'ed by the core and freed by the loader. A string may be NULL. */
@@ -75,6 +80,7 @@ typedef struct rw_core_event
     receivewal_log_level level;
     receivewal_status status;
     char *text; /* LOG: the line; OPENED, COMPLETED: the file name; RECONNECT, DONE: the error */
+    char *file;
     char *sqlstate;
     char *detail;
     char *hint;
@@ -83,7 +89,10 @@ typedef struct rw_core_event
         receivewal_segment segment; /* its name is NULL: see text */
         receivewal_timeline_switch timeline_switch;
         receivewal_progress progress;
+        receivewal_problem problem;     /* its strings are NULL: see file and text */
+        receivewal_disk_full disk_full; /* its errmsg is NULL: see text */
         int attempt;
+        receivewal_check check;
         receivewal_system system;
         receivewal_slot slot;
         receivewal_start_point start;

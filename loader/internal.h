@@ -48,7 +48,7 @@ void rw_thread_settled(receivewal *rw);
 
 typedef struct rw_layout rw_layout;
 extern const rw_layout rw_layout_connection, rw_layout_io, rw_layout_options, rw_layout_progress, rw_layout_system, rw_layout_slot,
-    rw_layout_start_point;
+    rw_layout_start_point, rw_layout_check_options, rw_layout_check;
 
 #define RW_PROBLEM_MAX 256
 

@@ -76,6 +76,7 @@ void rw_event_free(rw_core_event *event)
     if (event == NULL)
         return;
     free(event->text);
+    free(event->file);
     free(event->sqlstate);
     free(event->detail);
     free(event->hint);
@@ -157,6 +158,13 @@ static int deliver(rw_pump *p, rw_core_event *event, const receivewal_events *ev
             return events->timeline_switched == NULL ? 0 : events->timeline_switched(events->ctx, &event->u.timeline_switch);
         case RW_CORE_PROGRESS:
             return events->progress == NULL ? 0 : events->progress(events->ctx, &event->u.progress);
+        case RW_CORE_PROBLEM:
+            event->u.problem.text = text;
+            event->u.problem.file = event->file == NULL ? "" : event->file;
+            return events->problem == NULL ? 0 : events->problem(events->ctx, &event->u.problem);
+        case RW_CORE_DISK_FULL:
+            event->u.disk_full.errmsg = text;
+            return events->disk_full == NULL ? 0 : events->disk_full(events->ctx, &event->u.disk_full);
         case RW_CORE_RECONNECT:
             /* Not after a stop: the core has ended, or is about to, without waiting for the answer. */
             if (!p->cancelled && !has_ended(event) && events->reconnect != NULL)

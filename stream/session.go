@@ -143,12 +143,9 @@ func (s *Session) anyMessage(ctx context.Context) (byte, []byte, error) {
 		}
 		missing := headerSize - len(s.wire.buffered())
 		if ok {
-			if length > maxMessage {
-				return 0, nil, fail(ErrProtocol, "the server sent a message of type %q with %d bytes", kind, length)
-			}
 			var body []byte
-			if body, missing = s.wire.body(length); missing == 0 {
-				return kind, body, nil
+			if body, missing, err = s.wire.body(kind, length); missing == 0 {
+				return kind, body, err
 			}
 		}
 		if err := s.read(ctx, missing); err != nil {

@@ -130,10 +130,11 @@ func hashOf(t *testing.T, libraries string) string {
 // status 0, and print nothing to stderr: nor must the libraries.
 func runHost(t *testing.T, program, libraries string, env []string, args ...string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, program, args...)
 	cmd.Dir = t.TempDir()
+	cmd.WaitDelay = 5 * time.Second // should a child of the host have stayed
 	// Were the host's environment the Go runtime's too, this would make it print to stderr.
 	cmd.Env = append(append(os.Environ(), "LD_LIBRARY_PATH="+libraries, "GODEBUG=gctrace=1"), env...)
 	var stdout, stderr bytes.Buffer

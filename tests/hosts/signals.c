@@ -3,6 +3,7 @@
  * goroutine has, and lack SA_ONSTACK.
  */
 #include <errno.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/time.h>
 #include <sys/wait.h>
@@ -91,7 +92,7 @@ static uint64_t unblocked_elsewhere(void)
     return open;
 }
 
-/* A child that sends the signals, as fast as it can, until it is killed. */
+/* A child that sends the signals, as fast as it can, until it is killed or alone. */
 static pid_t storm(void)
 {
     pid_t parent = getpid(), pid = fork();
@@ -99,12 +100,14 @@ static pid_t storm(void)
     REQUIRE(pid >= 0);
     if (pid != 0)
         return pid;
-    for (;;)
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    while (getppid() == parent)
         for (size_t i = 0; i <= sizeof(signals) / sizeof(signals[0]); i++)
         {
             kill(parent, i == sizeof(signals) / sizeof(signals[0]) ? SIGRTMIN : signals[i]);
             usleep(20);
         }
+    _exit(0);
 }
 
 static int let_some_pass(void *ctx, const receivewal_segment *segment)
@@ -228,6 +231,31 @@ static void a_crash_of_the_host(void)
     CHECK("and nothing is printed", said == 0, "%.*s", said > 0 ? (int)said : 0, text);
 }
 
+static void last_words(int signal)
+{
+    (void)signal;
+    _exit(42);
+}
+
+/* The one handler that Go must have: it passes on what was not Go's fault. */
+static void a_crash_handler_of_the_host(void)
+{
+    int status;
+    pid_t pid = fork();
+
+    if (pid == 0)
+    {
+        int peer, fd = silent_connection(&peer);
+
+        install(SIGSEGV, last_words);
+        attach(fd);
+        *(volatile int *)8 = 1;
+        _exit(0);
+    }
+    waitpid(pid, &status, 0);
+    CHECK("a crash of the host reaches the host's own handler", WIFEXITED(status) && WEXITSTATUS(status) == 42, "status %x", (unsigned)status);
+}
+
 int main(void)
 {
     struct sigaction before[NSIG];
@@ -237,6 +265,7 @@ int main(void)
     setvbuf(stdout, NULL, _IONBF, 0);
     main_thread = (pid_t)syscall(SYS_gettid);
     a_crash_of_the_host();
+    a_crash_handler_of_the_host();
     install(SIGTERM, need_stack);
     install(SIGCHLD, need_stack);
     signal(SIGUSR1, SIG_IGN);
