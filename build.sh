@@ -31,6 +31,7 @@ needed_to_build=(
     gcc:gcc
     /usr/include/stdio.h:libc6-dev
     pg_config:libpq-dev
+    /usr/include/openssl/ssl.h:libssl-dev
 )
 needed_to_demo=(
     "$pg_bin/postgres:postgresql-15"
@@ -46,7 +47,6 @@ needed_to_test=(
     npm:npm
     lz4:lz4
     zstd:zstd
-    /usr/include/openssl/ssl.h:libssl-dev
     /usr/bin/python3:python3
     /usr/lib/python3/dist-packages/psycopg2:python3-psycopg2
 )
@@ -146,7 +146,7 @@ build_core() {
 build_program() {
     compile build/bin/receivewal examples/receivewal.c include/*.h -- \
         -Iinclude "-I$(pg_config --includedir)" examples/receivewal.c \
-        -Lbuild/lib -lreceivewal "-L$(pg_config --libdir)" -lpq "-Wl,-rpath,\$ORIGIN/../lib"
+        -Lbuild/lib -lreceivewal "-L$(pg_config --libdir)" -lpq -lssl -lcrypto "-Wl,-rpath,\$ORIGIN/../lib"
 }
 
 build() {

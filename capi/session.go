@@ -32,7 +32,8 @@ type operation func(ctx context.Context, s *session) (result any, err error)
 // brought forth. The methods without a comment about it are called by the loader's service thread, one at a time.
 type session struct {
 	conn   net.Conn        // nil for a session that only looks through a directory
-	stream *stream.Session // nil with it
+	relay  *relayed        // conn, where a relay of the loader is its other end
+	stream *stream.Session // nil with conn
 	queue  queue
 
 	stopFile *os.File // our duplicate of the eventfd that receivewal_stop writes to; nil if there is none
@@ -41,9 +42,12 @@ type session struct {
 	running atomic.Bool // an operation has begun and its DONE is not queued yet
 	cancel  context.CancelFunc
 	work    sync.WaitGroup
+
+	mu      sync.Mutex
+	answers chan<- answer // where the operation waits for the host's answer to a reconnectEvent; nil: it doesn't
 }
 
-func openSession(fd, serverVersion, eventFD, stopFD int) (s *session, err error) {
+func openSession(l *lent, eventFD, stopFD int) (s *session, err error) {
 	// The runtime opens its poller's descriptors with the first timer or file: here, where the loader has seen to it that they
 	// don't get the numbers of standard descriptors.
 	time.AfterFunc(0, func() {})
@@ -62,12 +66,12 @@ func openSession(fd, serverVersion, eventFD, stopFD int) (s *session, err error)
 		}
 		s.stopFile = os.NewFile(uintptr(s.stopFD), "stop")
 	}
-	if fd >= 0 {
-		s.conn, err = stream.DialFD(fd)
+	if l != nil {
+		s.conn, s.relay, err = l.dial()
 		if err != nil {
 			return nil, err
 		}
-		s.stream = stream.NewSession(s.conn, stream.SessionOptions{ServerVersion: serverVersion})
+		s.stream = stream.NewSession(s.conn, l.options)
 	}
 	alive.Add(1)
 	return s, nil

@@ -92,6 +92,28 @@ func stateOf(state stream.State) C.receivewal_state {
 		return C.RECEIVEWAL_STATE_STOPPING
 	case stream.StateReconnecting:
 		return C.RECEIVEWAL_STATE_RECONNECTING
+	case stream.StateDiskFull:
+		return C.RECEIVEWAL_STATE_DISK_FULL
 	}
 	return C.RECEIVEWAL_STATE_IDLE
+}
+
+func kindOf(kind segment.ProblemKind) C.receivewal_problem_kind {
+	switch kind {
+	case segment.Missing:
+		return C.RECEIVEWAL_PROBLEM_MISSING
+	case segment.WrongSize:
+		return C.RECEIVEWAL_PROBLEM_WRONG_SIZE
+	case segment.WrongPage:
+		return C.RECEIVEWAL_PROBLEM_WRONG_PAGE
+	case segment.Damaged:
+		return C.RECEIVEWAL_PROBLEM_DAMAGED
+	case segment.NoHistory:
+		return C.RECEIVEWAL_PROBLEM_NO_HISTORY
+	case segment.BadHistory:
+		return C.RECEIVEWAL_PROBLEM_BAD_HISTORY
+	case segment.ForeignFile:
+		return C.RECEIVEWAL_PROBLEM_FOREIGN_FILE
+	}
+	return C.RECEIVEWAL_PROBLEM_LEFTOVER
 }

@@ -11,6 +11,7 @@
 #define _DEFAULT_SOURCE 1
 
 #include <receivewal.h>
+#include <receivewal_openssl.h>
 
 #include <ctype.h>
 #include <dirent.h>
@@ -43,7 +44,7 @@ typedef struct settings
     receivewal_lsn end_lsn;
     int status_interval; /* seconds */
     int password;        /* -1: never ask, 0: ask when the server wants one, 1: ask in any case */
-    bool create_slot, drop_slot, if_not_exists, no_loop, no_sync, synchronous, verbose, progress;
+    bool check, json, create_slot, drop_slot, if_not_exists, no_loop, no_sync, synchronous, verbose, progress;
 } settings;
 
 static settings set = { .status_interval = 10 };
@@ -314,19 +315,26 @@ static PGconn *connect_to_server(void)
 }
 
 /*
- * Lends the connection to the library; exits where that cannot work. An encrypted session lives in libpq, not in its
- * socket, so the library needs an unencrypted one. That is the user's to decide: nothing is downgraded silently.
+ * Lends the connection to the library; exits where that cannot work. A TLS session lives in libpq, not in its socket, so
+ * the library reads and writes through it. GSSAPI's encryption libpq keeps to itself.
  */
 static receivewal *attach(PGconn *conn)
 {
     receivewal_connection connection = RECEIVEWAL_CONNECTION_INIT;
+    receivewal_io io;
     receivewal *rw;
 
     if (PQsslInUse(conn))
     {
-        say("error: ", "the connection is encrypted with TLS, which this version does not support");
-        say("hint: ", "Connect through a Unix-domain socket, or with sslmode=disable over a network that you trust.");
-        exit(1);
+        SSL *ssl = PQsslStruct(conn, "OpenSSL");
+
+        if (ssl == NULL)
+        {
+            say("error: ", "the connection is encrypted with TLS by a library other than OpenSSL, which is not supported");
+            exit(1);
+        }
+        io = receivewal_openssl_io(ssl);
+        connection.io = &io;
     }
     if (PQgssEncInUse(conn))
     {
@@ -425,12 +433,17 @@ static void on_log(void *ctx, receivewal_log_level level, const char *text)
 /* Receives on a connection until something ends it, and closes the connection. */
 static receivewal_status receive(PGconn *conn)
 {
+    /* How far the connections before this one came. The directory does not tell if they were lost before any WAL arrived. */
+    static receivewal_progress last = RECEIVEWAL_PROGRESS_INIT;
+    receivewal_progress progress = RECEIVEWAL_PROGRESS_INIT;
     receivewal_options options = RECEIVEWAL_OPTIONS_INIT;
     receivewal *rw = attach(conn);
     receivewal_status status = RECEIVEWAL_ERR_STOPPED;
 
     options.directory = set.directory;
     options.slot = set.slot;
+    options.start_lsn = last.flushed_lsn != 0 ? last.flushed_lsn : last.start_lsn;
+    options.start_timeline = last.timeline;
     options.end_lsn = set.end_lsn;
     options.status_interval = set.status_interval * 1000;
     options.synchronous = set.synchronous;
@@ -443,6 +456,8 @@ static receivewal_status receive(PGconn *conn)
     if (!atomic_load(&stop_asked)) /* a signal that came before the handler could see rw */
         status = receivewal_receive(rw, &options);
     atomic_store(&receiving, NULL);
+    if (receivewal_get_progress(rw, &progress) == RECEIVEWAL_OK && (progress.timeline != 0 || last.start_lsn == 0))
+        last = progress;
 
     show_live_line("");
     announce_stop();
@@ -504,6 +519,96 @@ static int change_slot(PGconn *conn)
     return status == RECEIVEWAL_OK ? 0 : 1;
 }
 
+/* ---------------------------------------------------------------------------------------------- checking */
+
+/* A string as JSON has it. */
+static void print_json(const char *text)
+{
+    putchar('"');
+    for (const unsigned char *c = (const unsigned char *) text; *c != '\0'; c++)
+        if (*c == '"' || *c == '\\')
+            printf("\\%c", *c);
+        else if (*c < ' ')
+            printf("\\u%04x", *c);
+        else
+            putchar(*c);
+    putchar('"');
+}
+
+static const char *problem_name(receivewal_problem_kind kind)
+{
+    switch (kind)
+    {
+        case RECEIVEWAL_PROBLEM_MISSING: return "missing";
+        case RECEIVEWAL_PROBLEM_WRONG_SIZE: return "wrong_size";
+        case RECEIVEWAL_PROBLEM_WRONG_PAGE: return "wrong_page";
+        case RECEIVEWAL_PROBLEM_DAMAGED: return "damaged";
+        case RECEIVEWAL_PROBLEM_NO_HISTORY: return "no_history";
+        case RECEIVEWAL_PROBLEM_BAD_HISTORY: return "bad_history";
+        case RECEIVEWAL_PROBLEM_FOREIGN_FILE: return "foreign_file";
+        case RECEIVEWAL_PROBLEM_LEFTOVER: return "leftover";
+    }
+    return "unknown";
+}
+
+static int on_problem(void *ctx, const receivewal_problem *problem)
+{
+    char begin[RECEIVEWAL_LSN_LEN], end[RECEIVEWAL_LSN_LEN];
+    bool *first = ctx;
+
+    receivewal_lsn_format(problem->lsn, begin);
+    receivewal_lsn_format(problem->end_lsn, end);
+    if (set.json)
+    {
+        printf("%s\n    {\"kind\": \"%s\", \"file\": ", *first ? "" : ",", problem_name(problem->kind));
+        print_json(problem->file);
+        printf(", \"timeline\": %u, \"lsn\": \"%s\", \"end_lsn\": \"%s\", \"text\": ", (unsigned) problem->timeline, begin, end);
+        print_json(problem->text);
+        printf("}");
+    }
+    else if (problem->end_lsn != 0)
+        printf("%s: %s (timeline %u, %s to %s)\n", problem_name(problem->kind), problem->text, (unsigned) problem->timeline, begin, end);
+    else
+        printf("%s: %s\n", problem_name(problem->kind), problem->text);
+    *first = false;
+    return 0;
+}
+
+/* --check. Returns the program's exit code: 0 if the directory is sound, 2 if it has problems. */
+static int check_directory(void)
+{
+    receivewal_check_options options = RECEIVEWAL_CHECK_OPTIONS_INIT;
+    receivewal_check check = RECEIVEWAL_CHECK_INIT;
+    char oldest[RECEIVEWAL_LSN_LEN], next[RECEIVEWAL_LSN_LEN];
+    bool first = true;
+
+    options.decode = 1;
+    options.ctx = &first;
+    options.problem = on_problem;
+    if (set.json)
+        printf("{\n  \"problems\": [");
+    if (receivewal_check_directory(set.directory, &options, &check) != RECEIVEWAL_OK)
+    {
+        say_error(NULL);
+        return 1;
+    }
+    receivewal_lsn_format(check.oldest_lsn, oldest);
+    receivewal_lsn_format(check.lsn, next);
+    if (set.json)
+        printf("%s],\n  \"problem_count\": %llu,\n  \"leftover_count\": %llu,\n  \"segments\": %llu,\n  \"segment_size\": %u,\n"
+               "  \"system_identifier\": \"%llu\",\n  \"oldest_lsn\": \"%s\",\n  \"next_lsn\": \"%s\",\n  \"timeline\": %u\n}\n",
+               first ? "" : "\n  ", (unsigned long long) check.problems, (unsigned long long) check.leftovers,
+               (unsigned long long) check.segments, (unsigned) check.segment_size,
+               (unsigned long long) check.system_identifier, oldest, next, (unsigned) check.timeline);
+    else if (check.lsn == 0)
+        printf("there is no WAL in \"%s\"\n", set.directory);
+    else
+        printf("%llu complete segments of %u bytes from %s, going on at %s (timeline %u), system identifier %llu: %llu problems\n",
+               (unsigned long long) check.segments, (unsigned) check.segment_size, oldest, next, (unsigned) check.timeline,
+               (unsigned long long) check.system_identifier, (unsigned long long) check.problems);
+    return check.problems == 0 ? 0 : 2;
+}
+
 /* --------------------------------------------------------------------------------------------- options */
 
 static void usage(void)
@@ -537,6 +642,9 @@ static void usage(void)
            "      --create-slot      create a new replication slot (for the slot's name see --slot)\n"
            "      --drop-slot        drop the replication slot (for the slot's name see --slot)\n");
     printf("\nNot in PostgreSQL's pg_receivewal:\n"
+           "      --check            check the directory for holes and damage instead, without a server; exit\n"
+           "                         with 0 if it is sound, 2 if it has problems, 1 if it cannot be read\n"
+           "      --json             print the result of --check as JSON\n"
            "      --progress         show position, speed and lag on the terminal\n");
     printf("\nThis is the receivewal program of libreceivewal %s.\n", receivewal_version_string());
 }
@@ -688,7 +796,7 @@ static void check_compression(const char *argument)
     free(text);
 }
 
-enum { OPT_CREATE_SLOT = 256, OPT_DROP_SLOT, OPT_IF_NOT_EXISTS, OPT_SYNCHRONOUS, OPT_NO_SYNC, OPT_PROGRESS };
+enum { OPT_CREATE_SLOT = 256, OPT_DROP_SLOT, OPT_IF_NOT_EXISTS, OPT_SYNCHRONOUS, OPT_NO_SYNC, OPT_PROGRESS, OPT_CHECK, OPT_JSON };
 
 static void read_options(int argc, char **argv)
 {
@@ -714,6 +822,8 @@ static void read_options(int argc, char **argv)
         { "synchronous", no_argument, NULL, OPT_SYNCHRONOUS },
         { "no-sync", no_argument, NULL, OPT_NO_SYNC },
         { "progress", no_argument, NULL, OPT_PROGRESS },
+        { "check", no_argument, NULL, OPT_CHECK },
+        { "json", no_argument, NULL, OPT_JSON },
         { NULL, 0, NULL, 0 }
     };
     unsigned high, low;
@@ -746,6 +856,8 @@ static void read_options(int argc, char **argv)
             case OPT_SYNCHRONOUS: set.synchronous = true; break;
             case OPT_NO_SYNC: set.no_sync = true; break;
             case OPT_PROGRESS: set.progress = true; break;
+            case OPT_CHECK: set.check = true; break;
+            case OPT_JSON: set.json = true; break;
             default: die_with_hint(NULL); /* getopt_long has said what is wrong */
         }
     if (optind < argc)
@@ -775,6 +887,10 @@ static void check_options(void)
         die_with_hint("cannot use --synchronous together with --no-sync");
     if (set.directory == NULL && !set.drop_slot && !set.create_slot)
         die_with_hint("no target directory specified");
+    if (set.check && (set.create_slot || set.drop_slot))
+        die_with_hint("cannot use --check together with %s", set.create_slot ? "--create-slot" : "--drop-slot");
+    if (set.json && !set.check)
+        die_with_hint("--json needs --check");
     if (set.compress != NULL)
         check_compression(set.compress);
     if (!set.drop_slot && !set.create_slot)
@@ -808,6 +924,8 @@ int main(int argc, char **argv)
     read_options(argc, argv);
     check_options();
 
+    if (set.check)
+        return check_directory();
     /* Signals keep their default until here, so that they end a password prompt. */
     conn = connect_to_server();
     if (conn == NULL)

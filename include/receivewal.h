@@ -130,7 +130,8 @@ typedef enum receivewal_state
     RECEIVEWAL_STATE_STARTING = 1,  /* asking the server, looking through the directory */
     RECEIVEWAL_STATE_STREAMING = 2, /* receiving */
     RECEIVEWAL_STATE_STOPPING = 3,  /* flushing, and bringing the connection back to idle */
-    RECEIVEWAL_STATE_RECONNECTING = 4 /* waiting for a new connection (events.reconnect) */
+    RECEIVEWAL_STATE_RECONNECTING = 4, /* waiting for a new connection (events.reconnect) */
+    RECEIVEWAL_STATE_DISK_FULL = 5     /* waiting for room on the disk (on_disk_full) */
 } receivewal_state;
 
 /* ------------------------------------------------------------------------------------------- connection */
@@ -268,6 +269,49 @@ typedef struct receivewal_timeline_switch
     receivewal_lsn start_lsn;  /* where streaming goes on: the first byte of the segment that holds switch_lsn */
 } receivewal_timeline_switch;
 
+/* What is wrong with a directory. */
+typedef enum receivewal_problem_kind
+{
+    RECEIVEWAL_PROBLEM_MISSING = 10,      /* segments between the oldest and the newest are not there: a hole */
+    RECEIVEWAL_PROBLEM_WRONG_SIZE = 20,   /* a file with a complete segment's name has not a segment's size */
+    RECEIVEWAL_PROBLEM_WRONG_PAGE = 21,   /* its first page is another cluster's, another segment's or another timeline's */
+    RECEIVEWAL_PROBLEM_DAMAGED = 22,      /* a compressed segment cannot be decompressed */
+    RECEIVEWAL_PROBLEM_NO_HISTORY = 30,   /* a timeline has segments, but no history file */
+    RECEIVEWAL_PROBLEM_BAD_HISTORY = 31,  /* a history file cannot be read */
+    RECEIVEWAL_PROBLEM_FOREIGN_FILE = 40, /* a file with a segment's name that fits no segment of this size */
+    RECEIVEWAL_PROBLEM_LEFTOVER = 50      /* a file that an interrupted receiver left and nobody needs: harmless */
+} receivewal_problem_kind;
+
+/* What became of a problem. */
+typedef enum receivewal_problem_state
+{
+    RECEIVEWAL_PROBLEM_FOUND = 0,    /* told of each */
+    RECEIVEWAL_PROBLEM_REPAIRED = 1, /* then, of missing segments: they were fetched from the server */
+    RECEIVEWAL_PROBLEM_LOST = 2      /* or: the server no longer has them */
+} receivewal_problem_state;
+
+/* Something that is wrong with a directory. Valid only during the callback. */
+typedef struct receivewal_problem
+{
+    size_t size; /* of this struct, set by the library */
+    receivewal_problem_kind kind;
+    receivewal_problem_state state;
+    uint32_t timeline;      /* 0 where it is not about WAL, and so the LSNs */
+    receivewal_lsn lsn;     /* a recovery that needs the WAL from lsn */
+    receivewal_lsn end_lsn; /* to end_lsn on this timeline fails, unless it is a LEFTOVER or REPAIRED */
+    const char *file;       /* file name within the directory; "" where it is about a range */
+    const char *text;       /* a sentence */
+} receivewal_problem;
+
+/* The disk is full, or has room again (on_disk_full). Valid only during the callback. */
+typedef struct receivewal_disk_full
+{
+    size_t size;        /* of this struct, set by the library */
+    int full;           /* 1: it is; 0: no longer */
+    int64_t waited;     /* milliseconds since it was full first */
+    const char *errmsg; /* what could not be done; "" when full is 0 */
+} receivewal_disk_full;
+
 /* A connection was lost: what events.reconnect is told. Valid only during the callback. */
 typedef struct receivewal_reconnection
 {
@@ -311,10 +355,31 @@ typedef struct receivewal_events
      */
     int (*reconnect)(void *ctx, const receivewal_reconnection *reconnection, receivewal_connection *connection);
 
+    /* Something is wrong with the directory, as was found at the start of the receive; and what became of it. */
+    int (*problem)(void *ctx, const receivewal_problem *problem);
+
+    /* The disk is full, and is waited for; or has room again. */
+    int (*disk_full)(void *ctx, const receivewal_disk_full *disk_full);
+
     void (*reserved[8])(void); /* must be NULL */
 } receivewal_events;
 
 /* ---------------------------------------------------------------------------------------------- options */
+
+/* What to do about segments that are missing between complete ones (options.repair). */
+typedef enum receivewal_repair
+{
+    RECEIVEWAL_REPAIR = 0,      /* fetch them from the server first, oldest first; go on without those that it no longer has */
+    RECEIVEWAL_REPAIR_STOP = 1, /* the same, but end with RECEIVEWAL_ERR_GAP if it no longer has some */
+    RECEIVEWAL_REPAIR_OFF = 2   /* only tell of them */
+} receivewal_repair;
+
+/* What to do when the disk is full (options.on_disk_full). */
+typedef enum receivewal_on_disk_full
+{
+    RECEIVEWAL_DISK_FULL_FAIL = 0, /* end with RECEIVEWAL_ERR_DISK_FULL */
+    RECEIVEWAL_DISK_FULL_WAIT = 1  /* stop reading, keep the connection alive, look again every few seconds and go on */
+} receivewal_on_disk_full;
 
 /* How to receive. Zero or NULL is the default wherever nothing else is said. */
 typedef struct receivewal_options
@@ -336,13 +401,19 @@ typedef struct receivewal_options
     int receive_timeout;       /* milliseconds that the server may be silent: after half of it, it is asked for a reply, after all of
                                   it the connection is lost. 0: twice the server's wal_sender_timeout, or 60000 where
                                   that is off or cannot be read; negative: for ever */
+    int flush_interval;        /* milliseconds; without synchronous: make WAL durable, and report it, at the latest so long after
+                                  it was written. 0: only at a segment's end and when the server asks */
+    receivewal_repair repair;  /* missing segments */
+    receivewal_on_disk_full on_disk_full;
+    int check_pages;           /* non-zero: check the header of each WAL page, not only of each segment's first */
     receivewal_events events;
 } receivewal_options;
 #define RECEIVEWAL_OPTIONS_INIT                                                                                        \
     {                                                                                                                  \
-        sizeof(receivewal_options), NULL, NULL, 0, 0, 0, 10000, 1000, 0, 0, 0, 0,                                      \
+        sizeof(receivewal_options), NULL, NULL, 0, 0, 0, 10000, 1000, 0, 0, 0, 0, 0, RECEIVEWAL_REPAIR,                \
+            RECEIVEWAL_DISK_FULL_FAIL, 0,                                                                              \
         {                                                                                                              \
-            NULL, NULL, NULL, NULL, NULL, NULL, NULL, { NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL }                     \
+            NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, { NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL }                     \
         }                                                                                                              \
     }
 
@@ -463,6 +534,42 @@ typedef struct receivewal_start_point
  * segment sizes), FORKED, CORE; the text is at receivewal_errmsg(NULL).
  */
 receivewal_status receivewal_find_start(const char *directory, uint32_t segment_size, receivewal_start_point *start);
+
+/* How closely receivewal_check_directory looks, and whom it tells. */
+typedef struct receivewal_check_options
+{
+    size_t size;           /* sizeof(receivewal_check_options) */
+    uint32_t segment_size; /* the server's wal_segment_size in bytes; 0: as the files say */
+    int decode;            /* non-zero: decompress each compressed segment to its end */
+    void *ctx;             /* passed to problem */
+    int (*problem)(void *ctx, const receivewal_problem *problem); /* each problem; non-zero: no more of them. May be NULL */
+} receivewal_check_options;
+#define RECEIVEWAL_CHECK_OPTIONS_INIT { sizeof(receivewal_check_options), 0, 0, NULL, NULL }
+
+/* What receivewal_check_directory has found. */
+typedef struct receivewal_check
+{
+    size_t size;                /* sizeof(receivewal_check), set by the caller */
+    uint64_t segments;          /* complete ones, whatever their suffix */
+    uint64_t problems;          /* all but leftovers */
+    uint64_t leftovers;
+    uint64_t system_identifier; /* whose WAL it is; 0: no segment says */
+    uint32_t segment_size;      /* bytes; 0: no segment says */
+    uint32_t timeline;          /* of lsn */
+    receivewal_lsn oldest_lsn;  /* first byte of the oldest complete segment; 0: there is none */
+    receivewal_lsn lsn;         /* where a receive would start; 0: there is no WAL */
+} receivewal_check;
+#define RECEIVEWAL_CHECK_INIT { sizeof(receivewal_check), 0, 0, 0, 0, 0, 0, 0, 0 }
+
+/*
+ * Checks a directory of WAL, without a connection, without a lock and without changing anything: holes between complete segments
+ * (compressed ones, and those with the suffix of another program such as .zst or .aes, count as complete), sizes, the first page of each
+ * plain segment, history files. Callbacks run on this thread. options may be NULL.
+ *
+ * Returns OK whether there are problems or not: see check->problems. Else INVALID, SIZE, NO_DIRECTORY, PERMISSION, IO,
+ * FOREIGN (its newest files are of different segment sizes), FORKED, CORE, LIMIT; the text is at receivewal_errmsg(NULL).
+ */
+receivewal_status receivewal_check_directory(const char *directory, const receivewal_check_options *options, receivewal_check *check);
 
 /* ----------------------------------------------------------------------------------------------- errors */
 

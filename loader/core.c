@@ -189,7 +189,7 @@ static bool core_beside(const char *path, char core_path[PATH_MAX])
 
 static bool resolve(void *library)
 {
-    static const char *const names[] = { "open", "begin", "take", "cancel", "progress", "usable", "close" };
+    static const char *const names[] = { "open", "begin", "take", "cancel", "progress", "usable", "close", "reconnect", "lost" };
     void *functions[sizeof(names) / sizeof(names[0])];
     char name[64];
 
@@ -208,6 +208,8 @@ static bool resolve(void *library)
     memcpy(&core.progress, &functions[4], sizeof(void *));
     memcpy(&core.usable, &functions[5], sizeof(void *));
     memcpy(&core.close, &functions[6], sizeof(void *));
+    memcpy(&core.reconnect, &functions[7], sizeof(void *));
+    memcpy(&core.lost, &functions[8], sizeof(void *));
     return true;
 }
 
@@ -348,7 +350,10 @@ typedef struct job
 {
     receivewal_status status;
     uint64_t id;
-    int fd, server_version, event_fd, stop_fd;
+    int fd, event_fd, stop_fd;
+    const receivewal_connection *connection;
+    rw_core_answer answer;
+    const char *reason;
     char **text;
     rw_core_request *request;
     rw_core_event **list;
@@ -362,13 +367,13 @@ static void job_open(void *argument)
     int held[3];
     int count = hold_standard_descriptors(held);
 
-    j->status = core.open(j->fd, j->server_version, j->event_fd, j->stop_fd, &j->id, j->text);
+    j->status = core.open(j->fd, j->connection, j->event_fd, j->stop_fd, &j->id, j->text);
     release_standard_descriptors(held, count);
 }
 
-receivewal_status rw_core_open(int fd, int server_version, int event_fd, int stop_fd, uint64_t *id, char **text)
+receivewal_status rw_core_open(int fd, const receivewal_connection *connection, int event_fd, int stop_fd, uint64_t *id, char **text)
 {
-    job j = { .fd = fd, .server_version = server_version, .event_fd = event_fd, .stop_fd = stop_fd, .text = text };
+    job j = { .fd = fd, .connection = connection, .event_fd = event_fd, .stop_fd = stop_fd, .text = text };
 
     call(job_open, &j);
     *id = j.id;
@@ -417,6 +422,36 @@ receivewal_status rw_core_cancel(uint64_t id)
     job j = { .id = id };
 
     call(job_cancel, &j);
+    return j.status;
+}
+
+static void job_reconnect(void *argument)
+{
+    job *j = argument;
+
+    j->status = core.reconnect(j->id, j->answer, j->fd, j->connection, j->text);
+}
+
+receivewal_status rw_core_reconnect(uint64_t id, rw_core_answer answer, int fd, const receivewal_connection *connection, char **text)
+{
+    job j = { .id = id, .answer = answer, .fd = fd, .connection = connection, .text = text };
+
+    call(job_reconnect, &j);
+    return j.status;
+}
+
+static void job_lost(void *argument)
+{
+    job *j = argument;
+
+    j->status = core.lost(j->id, j->reason);
+}
+
+receivewal_status rw_core_lost(uint64_t id, const char *reason)
+{
+    job j = { .id = id, .reason = reason };
+
+    call(job_lost, &j);
     return j.status;
 }
 

@@ -412,7 +412,7 @@ func (d *Directory) writeHistory(name string, content []byte) (err error) {
 			err = closeErr
 		}
 	}()
-	if _, err := f.WriteAt(content, 0); err != nil {
+	if err := writeAt(f, content, 0); err != nil {
 		return err
 	}
 	if err := f.Sync(); err != nil {

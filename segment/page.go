@@ -33,10 +33,10 @@ func (h *pageHeader) order() binary.ByteOrder {
 	return binary.LittleEndian
 }
 
-// isHeader tells whether this can be a segment's beginning at all.
+// isHeader tells whether this can be a segment's beginning at all. One that was cut off lacks at least the block size.
 func (h *pageHeader) isHeader() bool {
 	o := h.order()
-	return o.Uint16(h[0:])&0xF000 == 0xD000 && o.Uint16(h[2:])&longHeader != 0
+	return o.Uint16(h[0:])&0xF000 == 0xD000 && o.Uint16(h[2:])&longHeader != 0 && o.Uint32(h[36:]) != 0
 }
 
 func (h *pageHeader) timeline() Timeline       { return Timeline(h.order().Uint32(h[4:])) }
@@ -44,7 +44,7 @@ func (h *pageHeader) address() LSN             { return LSN(h.order().Uint64(h[8
 func (h *pageHeader) systemIdentifier() uint64 { return h.order().Uint64(h[24:]) }
 func (h *pageHeader) segmentSize() Size        { return Size(h.order().Uint32(h[32:])) }
 
-// firstPage reads the beginning of a file. Of one that is too short for a header all is zero.
+// firstPage reads the beginning of a file: all zeros if the file is shorter, or cannot be decompressed up to there.
 func (d *Directory) firstPage(f file) (pageHeader, error) {
 	var h pageHeader
 	in, err := d.dir.Open(f.name, false)
@@ -57,12 +57,12 @@ func (d *Directory) firstPage(f file) (pageHeader, error) {
 		return h, failure("stat file", d.full(f.name), err)
 	}
 	_, err = io.ReadFull(decoder(f.compression, io.NewSectionReader(in, 0, length)), h[:])
-	if err == nil {
+	switch {
+	case err == nil:
 		return h, nil
-	}
-	if f.compression == Plain && err != io.EOF && err != io.ErrUnexpectedEOF {
+	case f.compression == Plain && err != io.EOF && err != io.ErrUnexpectedEOF:
 		return h, failure("read file", d.full(f.name), err)
-	} // a compressed file that is damaged is as one that ends there
+	}
 	return pageHeader{}, nil
 }
 

@@ -186,13 +186,20 @@ func (w *Writer) writeAt(s *openSegment, data []byte, offset uint32) error {
 	if len(data) == 0 {
 		return nil
 	}
-	if _, err := s.file.WriteAt(data, int64(offset)); err != nil {
-		if errors.Is(err, io.ErrUnexpectedEOF) {
-			err = unix.ENOSPC // a short write without a reason (PostgreSQL: "if write didn't set errno, assume no disk space")
-		}
+	if err := writeAt(s.file, data, int64(offset)); err != nil {
 		return failure("write to file", w.d.full(w.partialName(s.id)), err)
 	}
 	return nil
+}
+
+// writeAt is File.WriteAt, but a short write without a reason is a full disk (PostgreSQL: "if write didn't set errno,
+// assume no disk space").
+func writeAt(f File, data []byte, offset int64) error {
+	_, err := f.WriteAt(data, offset)
+	if errors.Is(err, io.ErrUnexpectedEOF) {
+		return unix.ENOSPC
+	}
+	return err
 }
 
 // begin makes s the segment that is being filled.

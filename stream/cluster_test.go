@@ -115,4 +115,9 @@ func pageHeader(system uint64, timeline segment.Timeline, begin segment.LSN, siz
 	return h
 }
 
+// emptySegment is a segment of timeline 1 with a header and nothing else.
+func emptySegment(begin segment.LSN) []byte {
+	return append(pageHeader(testSystem, 1, begin, testSize), make([]byte, testSize-40)...)
+}
+
 func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }

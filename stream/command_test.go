@@ -17,7 +17,7 @@ import (
 
 // call runs an operation of the Session beside the test; result waits for its end.
 func (p *play) call(f func(ctx context.Context) error) {
-	go func() { p.result <- f(p.ctx) }()
+	p.running.Go(func() { p.result <- f(p.ctx) })
 }
 
 // identifyWith answers the commands of IdentifySystem in this way, and returns its results.

@@ -98,11 +98,12 @@ func newCopyStream(r *receiver) *copyStream {
 // run streams until the timeline's or the caller's end. Whatever happens, what was written is then durable, or
 // known not to be, and the connection is idle again unless it is lost.
 func (c *copyStream) run(ctx context.Context) (*nextTimeline, error) {
+	defer c.w.Close() // does nothing the second time: for a callback that panics
 	c.publish(StateStreaming)
 	end, err := c.loop(ctx)
 	c.done = end == endReached
 	c.publish(StateStopping)
-	if flushErr := c.flush(); err == nil {
+	if flushErr := c.flush(streaming(err)); err == nil {
 		err = flushErr
 	}
 	c.publish(StateStopping)
@@ -224,25 +225,19 @@ func (c *copyStream) take() (end ending, more bool, err error) {
 	if err != nil || !ok {
 		return goingOn, false, err
 	}
-	if kind == typeCopyData && length > 0 {
-		b := c.c.buffered()
-		if len(b) == headerSize {
-			return goingOn, false, nil
-		}
-		if b[headerSize] == payloadWAL {
-			return c.takeWAL(b[headerSize:], length)
-		}
-	}
-	if length > maxMessage {
-		return goingOn, false, fail(ErrProtocol, "the server sent a message of type %q with %d bytes", kind, length)
-	}
-	body, missing := c.c.body(length)
-	if missing > 0 {
-		return goingOn, false, nil
-	}
 	switch kind {
 	case typeCopyData:
-		return goingOn, true, c.takeKeepalive(body)
+		more, err := c.takeData(length)
+		return goingOn, more, err
+	case typeCopyDone, typeErrorResponse, typeCommandComplete, typeNoticeResponse, typeParameterStatus, typeNotification:
+	default:
+		return goingOn, false, unexpected(kind, "START_REPLICATION") // however much of it is still to come
+	}
+	body, missing, err := c.c.body(kind, length)
+	if missing > 0 || err != nil {
+		return goingOn, false, err
+	}
+	switch kind {
 	case typeCopyDone:
 		return endTimeline, false, nil
 	case typeErrorResponse:
@@ -255,53 +250,66 @@ func (c *copyStream) take() (end ending, more bool, err error) {
 		// A server that shuts down ends COPY without CopyDone, once all was sent and confirmed (WalSndDone in walsender.c).
 		return goingOn, false, fail(ErrConnectionLost, "replication stream was terminated before stop point")
 	}
-	asynchronous, err := c.s.asynchronous(kind, body)
-	if err == nil && !asynchronous {
-		err = unexpected(kind, "START_REPLICATION")
-	}
+	_, err = c.s.asynchronous(kind, body)
 	return goingOn, true, err
 }
 
+// takeData takes a message of the stream; more is false if it isn't all there.
+func (c *copyStream) takeData(length int) (more bool, err error) {
+	b := c.c.buffered()[headerSize:]
+	if length > 0 && len(b) == 0 {
+		return false, nil
+	}
+	payload := byte(0)
+	if length > 0 {
+		payload = b[0]
+	}
+	switch payload {
+	case payloadWAL:
+		return c.takeWAL(b, length)
+	case payloadKeepalive:
+		return c.takeKeepalive(length)
+	}
+	return false, fail(ErrProtocol, "unrecognized streaming header: %q", payload)
+}
+
 // takeWAL takes the header of WAL data.
-func (c *copyStream) takeWAL(b []byte, length int) (ending, bool, error) {
+func (c *copyStream) takeWAL(b []byte, length int) (more bool, err error) {
 	if length < walHeaderSize {
-		return goingOn, false, fail(ErrProtocol, "streaming header too small: %d", length)
+		return false, fail(ErrProtocol, "streaming header too small: %d", length)
 	}
 	if len(b) < walHeaderSize {
-		return goingOn, false, nil
+		return false, nil
 	}
 	begin := segment.LSN(binary.BigEndian.Uint64(b[1:]))
 	c.heard(b[9:])
 	c.c.used(headerSize + walHeaderSize)
 	c.payload = length - walHeaderSize
 	if begin != c.next {
-		return goingOn, false, fail(segment.ErrGap, "got WAL data at %s, expected %s", begin, c.next)
+		return false, fail(segment.ErrGap, "got WAL data at %s, expected %s", begin, c.next)
 	}
-	return goingOn, true, nil
+	return true, nil
 }
 
 // takeKeepalive takes a keepalive.
-func (c *copyStream) takeKeepalive(body []byte) error {
-	if len(body) == 0 || body[0] != payloadKeepalive {
-		kind := byte(0)
-		if len(body) > 0 {
-			kind = body[0]
-		}
-		return fail(ErrProtocol, "unrecognized streaming header: %q", kind)
+func (c *copyStream) takeKeepalive(length int) (more bool, err error) {
+	if length < keepaliveSize {
+		return false, fail(ErrProtocol, "streaming header too small: %d", length)
 	}
-	if len(body) < keepaliveSize {
-		return fail(ErrProtocol, "streaming header too small: %d", len(body))
+	body, missing, err := c.c.body(typeCopyData, length)
+	if missing > 0 || err != nil {
+		return false, err
 	}
 	c.heard(body[1:])
 	if body[keepaliveSize-1] == 0 {
-		return nil
+		return true, nil
 	}
 	// The reply waits for a flush, if it reports one: a server that shuts down waits for everything to be flushed.
 	c.w.Flush()
 	if c.owed.IsZero() {
 		c.owed = time.Now()
 	}
-	return nil
+	return true, nil
 }
 
 // heard notes the server's end of WAL and clock.
@@ -505,11 +513,16 @@ func (c *copyStream) publish(state State) {
 }
 
 // flush makes everything written durable and ends the writer. However long the disk takes, the server gets its status
-// updates meanwhile; if it cannot be reached any more, that shows later.
-func (c *copyStream) flush() error {
+// updates meanwhile, if it still streams; if it cannot be reached any more, that shows later.
+func (c *copyStream) flush(streaming bool) error {
 	closed := make(chan error)
 	go func() { closed <- c.w.Close() }()
-	err := c.report(closed)
+	var err error
+	if streaming {
+		err = c.report(closed)
+	} else {
+		err = <-closed
+	}
 	for _, e := range c.w.Events() {
 		c.tell(e)
 	}
@@ -559,14 +572,23 @@ func (c *copyStream) finish(ctx context.Context, end ending) (*nextTimeline, err
 // leave brings the connection back to idle after an error in the middle of the stream, unless the connection itself is
 // what failed. An error of its own on the way changes nothing: Usable tells the result.
 func (c *copyStream) leave(ctx context.Context, err error) {
-	var refused *ServerError
 	switch {
-	case errors.Is(err, ErrConnectionLost), errors.Is(err, ErrProtocol), errors.Is(err, ErrEncrypted):
-	case errors.As(err, &refused):
-		c.drain(ctx) // the server has ended COPY itself
-	default:
+	case streaming(err):
 		c.finish(ctx, endStopped)
+	case !lost(err):
+		c.drain(ctx) // the server has ended COPY itself
 	}
+}
+
+// streaming tells whether the server still streams after an error.
+func streaming(err error) bool {
+	var refused *ServerError
+	return !lost(err) && !errors.As(err, &refused)
+}
+
+// lost tells whether nothing can be done with the connection any more after an error.
+func lost(err error) bool {
+	return errors.Is(err, ErrConnectionLost) || errors.Is(err, ErrProtocol) || errors.Is(err, ErrEncrypted)
 }
 
 // end sends CopyDone and reads the server's answers.

@@ -147,8 +147,8 @@ func (r *receiver) run(ctx context.Context) error {
 	if err := r.findStart(ctx); err != nil {
 		return err
 	}
-	if err := r.fitTimeline(ctx); err != nil {
-		return err
+	if r.timeline > r.sys.Timeline {
+		return fail(ErrTimeline, "starting timeline %d is not present in the server", r.timeline)
 	}
 	if !r.repaired {
 		if err := r.repair(ctx); err != nil {
@@ -172,11 +172,26 @@ func (r *receiver) timelines(ctx context.Context) error {
 		if err := r.prepareTimeline(ctx); err != nil {
 			return err
 		}
-		if r.reached(r.start) {
+		var next *nextTimeline
+		var err error
+		reached := r.reached(r.start)
+		if !reached {
+			next, err = r.receiveTimeline(ctx)
+		}
+		if reached && r.timeline != r.sys.Timeline || errors.Is(err, ErrTimeline) {
+			// What we have may be of a timeline that the server has abandoned.
+			moved, fitErr := r.fitTimeline(ctx, err)
+			if fitErr != nil {
+				return fitErr
+			}
+			if moved {
+				continue
+			}
+		}
+		if reached {
 			r.debugf("stopped log streaming at %s (timeline %d)", r.start, r.timeline)
 			return nil
 		}
-		next, err := r.receiveTimeline(ctx)
 		if err != nil || next == nil {
 			return err
 		}
@@ -231,52 +246,47 @@ func (r *receiver) findStart(ctx context.Context) error {
 	return nil
 }
 
-// fitTimeline holds the start against the server's history. The server may have been recovered to a point before our newest
-// segment, and have gone on from there on a timeline of its own: then that is followed from where it began, and what the directory
-// has of the abandoned one stays. A timeline that the server never had is refused.
-func (r *receiver) fitTimeline(ctx context.Context) error {
-	if r.timeline > r.sys.Timeline {
-		return fail(ErrTimeline, "starting timeline %d is not present in the server", r.timeline)
-	}
-	if r.timeline == r.sys.Timeline {
-		return nil
-	}
+// fitTimeline moves the start to where it is in the server's history, if it is not. The server may have been recovered to a
+// point before our newest segment, and have gone on from there on a timeline of its own: then that is followed from where it
+// began, and what the directory has of the abandoned one stays. A timeline that the server never had is refused. refused is why
+// the server did not start the stream; nil: it was not asked.
+func (r *receiver) fitTimeline(ctx context.Context, refused error) (moved bool, err error) {
 	content, err := r.s.timelineHistory(ctx, r.sys.Timeline)
-	var refused *ServerError
-	if errors.As(err, &refused) && !refused.fatal() {
-		return nil // the server has no history file any more: START_REPLICATION will tell
-	}
 	if err != nil {
-		return err
+		if errors.Is(err, ErrConnectionLost) || errors.Is(err, ErrStopped) {
+			return false, err
+		}
+		return false, refused // without the server's history there is no more to say
 	}
 	history, err := segment.ParseHistory(r.sys.Timeline, content)
 	if err != nil {
-		return fail(ErrProtocol, "the server's %w", err)
+		return false, fail(ErrProtocol, "the server's %w", err)
 	}
-	for {
-		end, known := history.EndOf(r.timeline)
-		if !known {
-			return fail(ErrTimeline, "timeline %d, where the directory goes on at %s, is not in the history of the server's timeline %d",
-				r.timeline, r.start, r.sys.Timeline)
+	end, known := history.EndOf(r.timeline)
+	if !known {
+		text := fmt.Sprintf("timeline %d, where the directory goes on at %s, is not in the history of the server's timeline %d",
+			r.timeline, r.start, r.sys.Timeline)
+		if refused == nil {
+			return false, fail(ErrTimeline, "%s", text)
 		}
-		if end == 0 || r.start <= end {
-			return nil
-		}
-		r.warn(fmt.Sprintf("the server left timeline %d at %s, before the directory's newest WAL at %s: following it",
-			r.timeline, end, r.start))
-		found, err := r.dir.StartAfter(r.timeline, history, r.sys.SegmentSize)
-		if err != nil {
-			return err
-		}
-		if found.LSN == 0 {
-			found = segment.Start{LSN: r.sys.SegmentSize.Floor(end), Timeline: history.Child(r.timeline)}
-		}
-		r.start, r.timeline = found.LSN, found.Timeline
+		return false, fail(ErrTimeline, "%s: %w", text, refused)
 	}
+	if end == 0 || r.start <= end {
+		return false, refused
+	}
+	r.warn(fmt.Sprintf("the server left timeline %d at %s, before the directory's newest WAL at %s: following it", r.timeline, end, r.start))
+	found, err := r.dir.StartAfter(r.timeline, history, r.sys.SegmentSize)
+	if err != nil {
+		return false, err
+	}
+	if found.LSN == 0 {
+		found = segment.Start{LSN: r.sys.SegmentSize.Floor(end), Timeline: history.Child(r.timeline)}
+	}
+	r.start, r.timeline = found.LSN, found.Timeline
+	return true, nil
 }
 
-// prepareTimeline makes sure that the history files of the timeline and its ancestors are in the directory, and reads the
-// timeline's. An ancestor's that the server no longer has is not needed to receive, only to recover along an older timeline.
+// prepareTimeline makes sure that the timeline's history file is in the directory, and reads it.
 func (r *receiver) prepareTimeline(ctx context.Context) error {
 	if err := r.fetchHistory(ctx, r.timeline); err != nil {
 		return err
@@ -286,15 +296,6 @@ func (r *receiver) prepareTimeline(ctx context.Context) error {
 		return err
 	}
 	r.history = history
-	for _, e := range history[:len(history)-1] {
-		err := r.fetchHistory(ctx, e.Timeline)
-		var refused *ServerError
-		if errors.As(err, &refused) && !refused.fatal() {
-			r.warn(err.Error())
-		} else if err != nil {
-			return err
-		}
-	}
 	return nil
 }
 

@@ -12,6 +12,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -37,13 +38,17 @@ type play struct {
 
 	in     chan message // what the client sends
 	result chan error   // of Receive
-	o      Options
 
-	mu       sync.Mutex
-	trace    []string // all that the client has sent
-	statuses []message
-	position segment.LSN // the last written position in a status
-	flushed  segment.LSN
+	running sync.WaitGroup // operations of the Session
+	deaf    atomic.Bool    // read no more than one message from the client
+	o       Options
+
+	mu        sync.Mutex
+	trace     []string         // all that the client has sent
+	streaming segment.Timeline // what START_REPLICATION has asked for
+	from      segment.LSN
+	position  segment.LSN // as the last status says
+	flushed   segment.LSN
 
 	events []string // segments and timelines, one line each
 	logs   []string
@@ -101,6 +106,7 @@ func (p *play) close() {
 	p.stop()
 	p.conn.Close()
 	p.client.Close()
+	p.running.Wait()
 }
 
 // watched is a connection that knows its deadlines.
@@ -152,6 +158,7 @@ func (p *play) listen(conn net.Conn, in chan<- message) {
 		switch m := m.(type) {
 		case *pgproto3.Query:
 			text = m.String
+			p.startsAt(text)
 		case *pgproto3.CopyDone:
 			text = "CopyDone"
 		case *pgproto3.CopyData:
@@ -163,6 +170,21 @@ func (p *play) listen(conn net.Conn, in chan<- message) {
 		p.trace = append(p.trace, text)
 		p.mu.Unlock()
 		in <- message{text, time.Now()}
+		if p.deaf.Load() {
+			return
+		}
+	}
+}
+
+// startsAt notes what the status updates after a START_REPLICATION are about.
+func (p *play) startsAt(sql string) {
+	if i := strings.LastIndex(sql, "/"); strings.HasPrefix(sql, "START_REPLICATION ") && i > 0 {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		fields := strings.Fields(sql)
+		p.position, p.flushed = 0, 0
+		p.from, _ = segment.ParseLSN(fields[len(fields)-3])
+		fmt.Sscan(fields[len(fields)-1], &p.streaming)
 	}
 }
 
@@ -183,7 +205,7 @@ func (p *play) status(b []byte) string {
 	if d := time.Since(clock); d < 0 || d > time.Second {
 		p.t.Errorf("status with a clock %s off", d)
 	}
-	if written < p.position && p.timeline == p.c.history[0].Timeline || flushed > written {
+	if written < p.position || flushed < p.flushed || flushed > written {
 		p.t.Errorf("status with written %s, flushed %s after %s, %s", written, flushed, p.position, p.flushed)
 	}
 	p.position, p.flushed = written, flushed
@@ -192,7 +214,8 @@ func (p *play) status(b []byte) string {
 	case !reports && flushed != 0:
 		p.t.Errorf("status with the flushed position %s: without a slot it must be 0", flushed)
 	case reports && !p.o.NoSync:
-		if err := p.dir.holds(p.timeline, p.start(), flushed, func(lsn segment.LSN, n int) []byte { return p.c.wal(p.timeline, lsn, n) }); err != nil {
+		want := func(lsn segment.LSN, n int) []byte { return p.c.wal(p.streaming, lsn, n) }
+		if err := p.dir.holds(p.streaming, p.from, flushed, want); err != nil {
 			p.t.Errorf("status with flushed %s: %v", flushed, err)
 		}
 	}
@@ -203,9 +226,6 @@ func (p *play) status(b []byte) string {
 	return text
 }
 
-// start is where streaming began.
-func (p *play) start() segment.LSN { return p.s.Progress().StartLSN }
-
 // receive begins a Receive.
 func (p *play) receive(o Options) {
 	if o.Directory == "" {
@@ -214,14 +234,13 @@ func (p *play) receive(o Options) {
 	own := o.Events.Reconnect
 	p.mu.Lock()
 	p.o = o
-	p.position, p.flushed = 0, 0
 	p.mu.Unlock()
-	s, result := p.s, p.result
-	go func() {
+	s, ctx, result := p.s, p.ctx, p.result
+	p.running.Go(func() {
 		o.Events = p.tellers(goroutine())
 		o.Events.Reconnect = own
-		result <- s.Receive(p.ctx, o)
-	}()
+		result <- s.Receive(ctx, o)
+	})
 }
 
 // tellers notes the events; all must come from one goroutine.
@@ -304,18 +323,12 @@ func (p *play) wait() {
 // end waits for the result of Receive: an error that is all of these, or nil.
 func (p *play) end(want ...error) error {
 	p.t.Helper()
-	select {
-	case err := <-p.result:
-		p.ended(err, want...)
-		return err
-	case <-time.After(time.Hour):
-		p.t.Fatal("Receive doesn't end")
-		return nil
-	}
+	err := p.outcome()
+	p.is(err, want...)
+	return err
 }
 
-// ended checks the result of Receive, and what must be true after each.
-func (p *play) ended(err error, want ...error) {
+func (p *play) is(err error, want ...error) {
 	p.t.Helper()
 	if (err == nil) != (len(want) == 0) {
 		p.t.Fatalf("Receive: %v, expected %v", err, want)
@@ -325,6 +338,24 @@ func (p *play) ended(err error, want ...error) {
 			p.t.Fatalf("Receive: %v, expected %v", err, w)
 		}
 	}
+}
+
+// outcome waits for the result of Receive.
+func (p *play) outcome() error {
+	p.t.Helper()
+	select {
+	case err := <-p.result:
+		p.tidy()
+		return err
+	case <-time.After(time.Hour):
+		p.t.Fatal("Receive doesn't end")
+		return nil
+	}
+}
+
+// tidy checks what must be true after each Receive.
+func (p *play) tidy() {
+	p.t.Helper()
 	p.wait()
 	if !p.client.clean() {
 		p.t.Error("the connection came back with a deadline")
@@ -536,6 +567,12 @@ func serverClockOf(t time.Time) int64 {
 func (p *play) copyEnds() {
 	p.t.Helper()
 	p.expect("CopyDone")
+	p.copyDone()
+}
+
+// copyDone is what the server says after a CopyDone of the client.
+func (p *play) copyDone() {
+	p.t.Helper()
 	p.send(&pgproto3.CopyDone{}, &pgproto3.CommandComplete{CommandTag: []byte("COPY 0")},
 		&pgproto3.CommandComplete{CommandTag: []byte("START_REPLICATION")}, ready)
 }
@@ -552,6 +589,13 @@ func (p *play) finish(written, flushed segment.LSN) {
 
 // serve plays a whole walsender that has the cluster's WAL, until Receive ends, and returns its result.
 func (p *play) serve() error {
+	p.t.Helper()
+	err := p.stream()
+	p.tidy()
+	return err
+}
+
+func (p *play) stream() error {
 	var next, end segment.LSN // what is being streamed; equal: nothing
 	copying, ended := false, segment.Timeline(0)
 	for {
@@ -611,9 +655,7 @@ func (p *play) serve() error {
 			p.send(answerOf(segment.HistoryName(timeline), p.c.historyFile(timeline))...)
 		case scan(command, "START_REPLICATION %s TIMELINE %d", &lsn, &timeline):
 			next, _ = segment.ParseLSN(lsn)
-			p.mu.Lock()
 			p.timeline = timeline
-			p.mu.Unlock()
 			if end, ended = p.c.end(timeline); ended == 0 {
 				end = p.c.tip
 			} else if end == next {

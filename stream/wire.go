@@ -177,15 +177,18 @@ func (c *wire) header() (kind byte, length int, ok bool, err error) {
 	return kind, length, true, nil
 }
 
-// body takes a whole message from the buffer; false if it isn't all there yet, with the number of bytes missing.
+// body takes the whole message that header has looked at from the buffer, or tells how many bytes of it are missing.
 // The body is valid until the next read.
-func (c *wire) body(length int) (body []byte, missing int) {
+func (c *wire) body(kind byte, length int) (body []byte, missing int, err error) {
+	if length > maxMessage {
+		return nil, 0, fail(ErrProtocol, "the server sent a message of type %q with %d bytes", kind, length)
+	}
 	if missing = headerSize + length - len(c.buffered()); missing > 0 {
-		return nil, missing
+		return nil, missing, nil
 	}
 	body = c.buffered()[headerSize : headerSize+length]
 	c.used(headerSize + length)
-	return body, 0
+	return body, 0, nil
 }
 
 // send writes a message.

@@ -130,10 +130,11 @@ func hashOf(t *testing.T, libraries string) string {
 // status 0, and print nothing to stderr: nor must the libraries.
 func runHost(t *testing.T, program, libraries string, env []string, args ...string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, program, args...)
 	cmd.Dir = t.TempDir()
+	cmd.WaitDelay = 5 * time.Second // should a child of the host have stayed
 	// Were the host's environment the Go runtime's too, this would make it print to stderr.
 	cmd.Env = append(append(os.Environ(), "LD_LIBRARY_PATH="+libraries, "GODEBUG=gctrace=1"), env...)
 	var stdout, stderr bytes.Buffer
@@ -190,7 +191,7 @@ func TestExports(t *testing.T) {
 	if len(declared) < 20 {
 		t.Fatalf("found only %q in the header", declared)
 	}
-	core := []string{"alive", "begin", "cancel", "close", "open", "progress", "take", "usable", "version"}
+	core := []string{"alive", "begin", "cancel", "close", "lost", "open", "progress", "reconnect", "take", "usable", "version"}
 	for i := range core {
 		core[i] = "receivewal_core_" + core[i]
 	}

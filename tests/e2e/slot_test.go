@@ -91,3 +91,19 @@ func TestSlotErrors(t *testing.T) {
 		})
 	}
 }
+
+// Better: a clean stop leaves the slot at exactly what was received, also in the middle of a segment.
+func TestBetterSlotAfterStop(t *testing.T) {
+	t.Parallel()
+	c := pg.New(t, pg.Options{SegmentSizeMB: 1})
+	rs := []*receiver{ours(t)}
+	rs[0].run(c, "--create-slot", "--slot", "ours").Succeed()
+	rs[0].start(c, "--slot", "ours")
+	c.WaitStreaming("ours")
+	end := c.Generate(2)
+	stopAt(rs, c, end)
+	c.WaitGone("ours")
+	if got := c.LSN("select restart_lsn from pg_replication_slots"); got < end {
+		t.Errorf("the slot is at %s, although everything up to %s was received", got, end)
+	}
+}

@@ -108,3 +108,23 @@ func TestPromotionAtSegmentBoundary(t *testing.T) {
 	verify(rs, b, 2, end)
 	hasFiles(rs, b.SegmentName(1, boundary-1), "00000002.history")
 }
+
+// Better: a first start on timeline 3 brings the history files of all timelines before, without which nobody can recover to a
+// point on one of them.
+func TestBetterAllHistories(t *testing.T) {
+	t.Parallel()
+	a := pg.New(t, pg.Options{SegmentSizeMB: 1})
+	b := a.Standby("b")
+	a.Stop(pg.Immediate)
+	b.Promote()
+	c := b.Standby("c")
+	c.WaitReplayed(b.Tick())
+	b.Stop(pg.Immediate)
+	c.Promote()
+	rs := []*receiver{ours(t)}
+	startAll(rs, c)
+	end := c.Generate(2)
+	stopAt(rs, c, end)
+	verify(rs, c, 3, end)
+	hasFiles(rs, "00000002.history", "00000003.history")
+}

@@ -30,10 +30,12 @@ typedef struct session
 } session;
 
 const char *receivewal_core_version(void);
-receivewal_status receivewal_core_open(int fd, int server_version, int event_fd, int stop_fd, uint64_t *id, char **text);
+receivewal_status receivewal_core_open(int fd, const receivewal_connection *connection, int event_fd, int stop_fd, uint64_t *id, char **text);
 receivewal_status receivewal_core_begin(uint64_t id, rw_core_request *request, char **text);
 receivewal_status receivewal_core_take(uint64_t id, rw_core_event **list);
 receivewal_status receivewal_core_cancel(uint64_t id);
+receivewal_status receivewal_core_reconnect(uint64_t id, rw_core_answer answer, int fd, const receivewal_connection *connection, char **text);
+receivewal_status receivewal_core_lost(uint64_t id, const char *reason);
 receivewal_status receivewal_core_progress(uint64_t id, receivewal_progress *progress);
 int receivewal_core_usable(uint64_t id);
 receivewal_status receivewal_core_close(uint64_t id);
@@ -43,11 +45,11 @@ const char *receivewal_core_version(void)
     return FAKE_VERSION;
 }
 
-receivewal_status receivewal_core_open(int fd, int server_version, int event_fd, int stop_fd, uint64_t *id, char **text)
+receivewal_status receivewal_core_open(int fd, const receivewal_connection *connection, int event_fd, int stop_fd, uint64_t *id, char **text)
 {
     session *s = calloc(1, sizeof(*s));
 
-    (void)server_version;
+    (void)connection;
     if (s == NULL || fd == 1000000)
     {
         *text = strdup("no");
@@ -171,6 +173,23 @@ receivewal_status receivewal_core_cancel(uint64_t id)
     pthread_mutex_lock(&s->mutex);
     s->cancelled = true;
     pthread_mutex_unlock(&s->mutex);
+    return RECEIVEWAL_OK;
+}
+
+receivewal_status receivewal_core_reconnect(uint64_t id, rw_core_answer answer, int fd, const receivewal_connection *connection, char **text)
+{
+    (void)id;
+    (void)answer;
+    (void)fd;
+    (void)connection;
+    (void)text;
+    return RECEIVEWAL_ERR_STOPPED;
+}
+
+receivewal_status receivewal_core_lost(uint64_t id, const char *reason)
+{
+    (void)id;
+    (void)reason;
     return RECEIVEWAL_OK;
 }
 

@@ -3,6 +3,7 @@
  * goroutine has, and lack SA_ONSTACK.
  */
 #include <errno.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/time.h>
 #include <sys/wait.h>
@@ -91,7 +92,7 @@ static uint64_t unblocked_elsewhere(void)
     return open;
 }
 
-/* A child that sends the signals, as fast as it can, until it is killed. */
+/* A child that sends the signals, as fast as it can, until it is killed or alone. */
 static pid_t storm(void)
 {
     pid_t parent = getpid(), pid = fork();
@@ -99,12 +100,14 @@ static pid_t storm(void)
     REQUIRE(pid >= 0);
     if (pid != 0)
         return pid;
-    for (;;)
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    while (getppid() == parent)
         for (size_t i = 0; i <= sizeof(signals) / sizeof(signals[0]); i++)
         {
             kill(parent, i == sizeof(signals) / sizeof(signals[0]) ? SIGRTMIN : signals[i]);
             usleep(20);
         }
+    _exit(0);
 }
 
 static int let_some_pass(void *ctx, const receivewal_segment *segment)
