@@ -47,34 +47,35 @@ type session struct {
 	answers chan<- answer // where the operation waits for the host's answer to a reconnectEvent; nil: it doesn't
 }
 
-func openSession(l *lent, eventFD, stopFD int) (s *session, err error) {
+func openSession(l *lent, eventFD, stopFD int) (*session, error) {
 	// The runtime opens its poller's descriptors with the first timer or file: here, where the loader has seen to it that they
 	// don't get the numbers of standard descriptors.
 	time.AfterFunc(0, func() {})
-	s = &session{queue: queue{fd: eventFD}, stopFD: -1, cancel: func() {}}
-	defer func() {
-		if err != nil {
-			s.closeFiles()
-		}
-	}()
+	s := &session{queue: queue{fd: eventFD}, stopFD: -1, cancel: func() {}}
+	if err := s.openFiles(l, stopFD); err != nil {
+		s.closeFiles()
+		return nil, err
+	}
+	if l != nil {
+		s.stream = stream.NewSession(s.conn, l.options)
+	}
+	alive.Add(1)
+	return s, nil
+}
+
+// openFiles duplicates the descriptors that there are.
+func (s *session) openFiles(l *lent, stopFD int) (err error) {
 	if stopFD >= 0 {
 		// Non-blocking already, so the file is read through the runtime's poller and costs no thread.
-		s.stopFD, err = unix.FcntlInt(uintptr(stopFD), unix.F_DUPFD_CLOEXEC, 3)
-		if err != nil {
-			s.stopFD = -1
-			return nil, fmt.Errorf("duplicate descriptor %d: %w", stopFD, err)
+		if s.stopFD, err = unix.FcntlInt(uintptr(stopFD), unix.F_DUPFD_CLOEXEC, 3); err != nil {
+			return fmt.Errorf("could not duplicate descriptor %d: %w", stopFD, err)
 		}
 		s.stopFile = os.NewFile(uintptr(s.stopFD), "stop")
 	}
 	if l != nil {
 		s.conn, s.relay, err = l.dial()
-		if err != nil {
-			return nil, err
-		}
-		s.stream = stream.NewSession(s.conn, l.options)
 	}
-	alive.Add(1)
-	return s, nil
+	return err
 }
 
 func (s *session) closeFiles() {

@@ -18,6 +18,8 @@ var statuses = []struct {
 	err    error
 	status C.receivewal_status
 }{
+	{syscall.EMFILE, C.RECEIVEWAL_ERR_LIMIT}, // whatever it was that needed a descriptor
+	{syscall.ENFILE, C.RECEIVEWAL_ERR_LIMIT},
 	{stream.ErrStopped, C.RECEIVEWAL_ERR_STOPPED},
 	{stream.ErrInvalid, C.RECEIVEWAL_ERR_INVALID},
 	{stream.ErrBusy, C.RECEIVEWAL_ERR_BUSY},
@@ -41,8 +43,6 @@ var statuses = []struct {
 	{segment.ErrForeign, C.RECEIVEWAL_ERR_FOREIGN},
 	{segment.ErrGap, C.RECEIVEWAL_ERR_GAP},
 	{errPanic, C.RECEIVEWAL_ERR_INTERNAL},
-	{syscall.EMFILE, C.RECEIVEWAL_ERR_LIMIT},
-	{syscall.ENFILE, C.RECEIVEWAL_ERR_LIMIT},
 	{syscall.ENOMEM, C.RECEIVEWAL_ERR_LIMIT},
 }
 

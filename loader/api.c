@@ -22,7 +22,8 @@ static receivewal_status refuse(receivewal *rw, receivewal_status status, const 
     switch (status)
     {
         case RECEIVEWAL_ERR_HANDLE:
-            return rw_thread_error(NULL, status, "%s: %s", function, rw == NULL ? "the handle is NULL" : "this is not a handle of libreceivewal");
+            return rw_thread_error(NULL, status, "%s: %s", function,
+                                   rw == NULL ? "the handle is NULL" : "this is not a handle of libreceivewal");
         case RECEIVEWAL_ERR_CLOSED:
             return rw_thread_error(NULL, status, "%s: the handle was detached before", function);
         case RECEIVEWAL_ERR_BUSY:
@@ -367,7 +368,8 @@ static receivewal_status wait_for(receivewal *rw, const char *function, int time
     if (status != RECEIVEWAL_OK)
         return status;
     if (!slot->running)
-        return leave(rw, slot, rw_texts_set(&slot->texts, RECEIVEWAL_ERR_BUSY, "%s: nothing was started (receivewal_start)", function));
+        return leave(rw, slot,
+                     rw_texts_set(&slot->texts, RECEIVEWAL_ERR_BUSY, "%s: nothing was started (receivewal_start)", function));
     pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel_state);
     done = rw_pump_run(&slot->pump, &slot->events, timeout);
     if (done != NULL)
@@ -416,7 +418,8 @@ static receivewal_status check_slot_call(rw_slot *slot, const char *what, const 
     if (!rw_slot_name_check(what, name, problem))
         return rw_texts_set(&slot->texts, RECEIVEWAL_ERR_INVALID, "%s", problem);
     if ((flags & ~known) != 0)
-        return rw_texts_set(&slot->texts, RECEIVEWAL_ERR_INVALID, "flags 0x%x are not known to this function", (unsigned)(flags & ~known));
+        return rw_texts_set(&slot->texts, RECEIVEWAL_ERR_INVALID, "flags 0x%x are not known to this function",
+                            (unsigned)(flags & ~known));
     return RECEIVEWAL_OK;
 }
 

@@ -184,7 +184,8 @@ bool rw_struct_check(const rw_layout *layout, const void *theirs, char problem[R
 
         if (f->begin < size && size < f->end)
         {
-            snprintf(problem, RW_PROBLEM_MAX, "%s.size is %zu, which ends inside the field %s: not the size of any version of this struct",
+            snprintf(problem, RW_PROBLEM_MAX,
+                     "%s.size is %zu, which ends inside the field %s: not the size of any version of this struct",
                      layout->name, size, f->name);
             return false;
         }

@@ -549,6 +549,7 @@ func powerCuts(t *testing.T, s scenario) {
 	queue := []leftover{{files: s.files, claims: s.firstClaims()}}
 	seen := map[string]bool{}
 	runs, moments, states := 0, 0, 0
+	var broken error // which before, in whatever goroutine, cannot report
 	for ; len(queue) > 0; queue = queue[1:] {
 		l := queue[0]
 		runs++
@@ -564,13 +565,17 @@ func powerCuts(t *testing.T, s scenario) {
 				}
 				seen[k] = true
 				how := fmt.Sprintf("%s\n%d: after %s", l.how, len(r.disk.log), last(r.disk.log))
-				if err := s.check(files, r.claims); err != nil {
-					t.Fatalf("power cut %s: %v", how, err)
+				if err := s.check(files, r.claims); err != nil && broken == nil {
+					broken = fmt.Errorf("power cut %s: %w", how, err)
 				}
 				queue = append(queue, leftover{files, maps.Clone(r.claims), l.cuts + 1, how})
 			})
 		}
-		if err := r.receiveAll(); err != nil {
+		err := r.receiveAll()
+		if broken != nil {
+			t.Fatal(broken)
+		}
+		if err != nil {
 			t.Fatalf("after the power cut %s: %v", l.how, err)
 		}
 		if err := difference(r.disk.contents(), s.want()); err != nil {

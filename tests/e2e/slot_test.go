@@ -1,7 +1,10 @@
 package e2e
 
 import (
+	"bytes"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -98,12 +101,24 @@ func TestBetterSlotAfterStop(t *testing.T) {
 	c := pg.New(t, pg.Options{SegmentSizeMB: 1})
 	rs := []*receiver{ours(t)}
 	rs[0].run(c, "--create-slot", "--slot", "ours").Succeed()
-	rs[0].start(c, "--slot", "ours")
+	rs[0].start(c, "--slot", "ours", "-s", "0") // no update of its own accord, so nothing flushes before the stop
 	c.WaitStreaming("ours")
-	end := c.Generate(2)
-	stopAt(rs, c, end)
+	var end pg.LSN
+	for range 5 { // a .partial is flushed when it gets its name; what comes after that isn't
+		end = c.Tick()
+		c.WaitFor("the last byte", func() bool {
+			received, err := os.ReadFile(filepath.Join(rs[0].dir, c.SegmentName(1, end)+".partial"))
+			n := uint64(end) % c.SegmentSize
+			return err == nil && bytes.Equal(received[:n], serverSegment(t, c, c.SegmentName(1, end))[:n])
+		})
+	}
+	if got := c.LSN("select coalesce(restart_lsn, '0/0') from pg_replication_slots"); got >= end {
+		t.Fatalf("the slot is at %s before the stop: this proves nothing", got)
+	}
+	rs[0].Stop()
 	c.WaitGone("ours")
 	if got := c.LSN("select restart_lsn from pg_replication_slots"); got < end {
 		t.Errorf("the slot is at %s, although everything up to %s was received", got, end)
 	}
+	c.ComparePartial(rs[0].dir, 1, end)
 }

@@ -1,6 +1,7 @@
 /* What is not a handle, no longer one, or in use: nothing of it is ever followed. */
 #include <pthread.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 
 #include "check.h"
 
@@ -174,6 +175,33 @@ static void too_many(int fd)
     CHECK("many handles at once", true, "-");
 }
 
+/* With no descriptors left, attach says so, whichever of them it was that could not be had, and leaves none behind. */
+static void out_of_descriptors(int fd)
+{
+    struct rlimit limit, low;
+    int before = descriptors(), highest = open("/dev/null", O_RDONLY), limits = 0;
+    receivewal_connection c = RECEIVEWAL_CONNECTION_INIT;
+    receivewal_status status = RECEIVEWAL_ERR_LIMIT;
+    receivewal *rw = NULL;
+
+    close(highest);
+    c.fd = fd;
+    REQUIRE(getrlimit(RLIMIT_NOFILE, &limit) == 0);
+    low = limit;
+    for (int more = 0; more < 20 && status == RECEIVEWAL_ERR_LIMIT; more++)
+    {
+        low.rlim_cur = (rlim_t)(highest + more);
+        REQUIRE(setrlimit(RLIMIT_NOFILE, &low) == 0);
+        status = receivewal_attach(&c, &rw);
+        REQUIRE(setrlimit(RLIMIT_NOFILE, &limit) == 0);
+        limits += status == RECEIVEWAL_ERR_LIMIT && receivewal_errmsg(NULL)[0] != '\0';
+    }
+    CHECK("without descriptors: LIMIT, as long as one is missing", status == RECEIVEWAL_OK && limits >= 4, "%d times, then %d: %s", limits,
+          (int)status, receivewal_errmsg(NULL));
+    receivewal_detach(rw);
+    CHECK("nothing is left of the attempts", descriptors() == before, "%d before, %d after", before, descriptors());
+}
+
 int main(void)
 {
     int peer, fd = silent_connection(&peer);
@@ -183,6 +211,7 @@ int main(void)
     detached(fd);
     texts(fd);
     too_many(fd);
+    out_of_descriptors(fd);
     in_use(fd);
     return 0;
 }

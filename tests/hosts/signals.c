@@ -231,6 +231,31 @@ static void a_crash_of_the_host(void)
     CHECK("and nothing is printed", said == 0, "%.*s", said > 0 ? (int)said : 0, text);
 }
 
+static void last_words(int signal)
+{
+    (void)signal;
+    _exit(42);
+}
+
+/* The one handler that Go must have: it passes on what was not Go's fault. */
+static void a_crash_handler_of_the_host(void)
+{
+    int status;
+    pid_t pid = fork();
+
+    if (pid == 0)
+    {
+        int peer, fd = silent_connection(&peer);
+
+        install(SIGSEGV, last_words);
+        attach(fd);
+        *(volatile int *)8 = 1;
+        _exit(0);
+    }
+    waitpid(pid, &status, 0);
+    CHECK("a crash of the host reaches the host's own handler", WIFEXITED(status) && WEXITSTATUS(status) == 42, "status %x", (unsigned)status);
+}
+
 int main(void)
 {
     struct sigaction before[NSIG];
@@ -240,6 +265,7 @@ int main(void)
     setvbuf(stdout, NULL, _IONBF, 0);
     main_thread = (pid_t)syscall(SYS_gettid);
     a_crash_of_the_host();
+    a_crash_handler_of_the_host();
     install(SIGTERM, need_stack);
     install(SIGCHLD, need_stack);
     signal(SIGUSR1, SIG_IGN);
