@@ -185,7 +185,7 @@ func TestProgressStopsAtOnce(t *testing.T) {
 func TestCallbackStopsAtTheEnd(t *testing.T) {
 	enough := errors.New("enough")
 	synctest.Test(t, func(t *testing.T) {
-		p := newPlay(t, oneTimeline(0x400000)).with(slowly(time.Second))
+		p := newPlay(t, oneTimeline(0x400000)).with(slowly(100 * time.Millisecond))
 		p.on = func(event string) error {
 			if strings.HasPrefix(event, "completed") {
 				return enough
