@@ -284,8 +284,8 @@ func TestPanic(t *testing.T) {
 	runHost(t, compile(t, "panic", libraries), folder, []string{"GODEBUG="})
 }
 
-// TestSanitizers runs hosts and the loader compiled with the compiler's sanitizers: over the fake core, where these have to
-// see every thread, and over the real one.
+// TestSanitizers runs hosts and the loader compiled with the compiler's sanitizers: over the fake core, where these see
+// every thread, and over the real one, where they see the host's and the loader's.
 func TestSanitizers(t *testing.T) {
 	libraries := lib(t)
 	for _, c := range []struct {
@@ -295,6 +295,8 @@ func TestSanitizers(t *testing.T) {
 		hosts         []string
 	}{
 		{"thread, fake core", "TSAN_OPTIONS=halt_on_error=1", []string{"-fsanitize=thread"}, "", []string{"races"}},
+		{"thread, Go core", "TSAN_OPTIONS=halt_on_error=1", []string{"-fsanitize=thread"}, filepath.Join(libraries, coreName),
+			[]string{"threads", "receive"}},
 		{"address, fake core", "ASAN_OPTIONS=detect_leaks=1", addressSanitizer, "", []string{"races"}},
 		{"address, Go core", "ASAN_OPTIONS=detect_leaks=1", addressSanitizer, filepath.Join(libraries, coreName),
 			[]string{"arguments", "handles", "receive", "threads"}},
