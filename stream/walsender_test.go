@@ -62,6 +62,7 @@ type play struct {
 	eof      int              // the connection ends before this byte; 0: never
 	stopAt   int              // the test stops the receive before this byte; 0: never
 	chunk    int              // serve sends this much WAL in a message
+	onDisk   bool             // in a real directory: dir is not used
 	ask      bool             // serve asks for a reply after each message
 }
 
@@ -215,7 +216,7 @@ func (p *play) status(b []byte) string {
 	switch {
 	case !reports && flushed != 0:
 		p.t.Errorf("status with the flushed position %s: without a slot it must be 0", flushed)
-	case reports && !p.o.NoSync:
+	case reports && !p.onDisk:
 		want := func(lsn segment.LSN, n int) []byte { return p.c.wal(p.streaming, lsn, n) }
 		if err := p.dir.holds(p.streaming, p.from, flushed, want); err != nil {
 			p.t.Errorf("status with flushed %s: %v", flushed, err)
