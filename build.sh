@@ -31,6 +31,7 @@ die() {
 needed_to_build=(
     gcc:gcc
     /usr/include/stdio.h:libc6-dev
+    /etc/ssl/certs/ca-certificates.crt:ca-certificates
     pg_config:libpq-dev
     /usr/include/openssl/ssl.h:libssl-dev
 )
