@@ -9,6 +9,7 @@ import "C"
 
 import (
 	"io/fs"
+	"math"
 	"runtime/cgo"
 	"time"
 	"unsafe"
@@ -33,15 +34,40 @@ func lookup(id C.uint64_t) *session {
 }
 
 //export receivewal_core_open
-func receivewal_core_open(fd, serverVersion, eventFD, stopFD C.int, id *C.uint64_t, text **C.char) (status C.receivewal_status) {
+func receivewal_core_open(fd C.int, connection *C.receivewal_connection, eventFD, stopFD C.int, id *C.uint64_t,
+	text **C.char) (status C.receivewal_status) {
 	defer guard(&status, text)
-	s, err := openSession(int(fd), int(serverVersion), int(eventFD), int(stopFD))
+	s, err := openSession(lentOf(fd, connection), int(eventFD), int(stopFD))
 	if err != nil {
 		*text = C.CString(err.Error())
 		return statusOf(err)
 	}
 	*id = C.uint64_t(cgo.NewHandle(s))
 	return C.RECEIVEWAL_OK
+}
+
+// lentOf maps a connection that the host lends; nil if there is none.
+func lentOf(fd C.int, c *C.receivewal_connection) *lent {
+	if c == nil {
+		return nil
+	}
+	l := &lent{
+		fd:      int(fd),
+		relayed: c.io != nil,
+		options: stream.SessionOptions{ServerVersion: int(c.server_version)},
+	}
+	if c.read_ahead_length > 0 {
+		l.options.ReadAhead = unsafe.Slice((*byte)(c.read_ahead), int(c.read_ahead_length)) // NewSession copies
+	}
+	if c.streaming != 0 {
+		l.options.Started = &stream.StartedStream{
+			LSN:              segment.LSN(c.stream_lsn),
+			Timeline:         segment.Timeline(c.stream_timeline),
+			SystemIdentifier: uint64(c.system_identifier),
+			SegmentSize:      segment.Size(c.segment_size),
+		}
+	}
+	return l
 }
 
 //export receivewal_core_begin
@@ -65,8 +91,13 @@ func receivewal_core_begin(id C.uint64_t, request *C.rw_core_request, text **C.c
 		s.begin(readSlot(name))
 	case C.RW_CORE_FIND_START:
 		s.begin(findStart(directory, segment.Size(request.segment_size)))
+	case C.RW_CORE_CHECK:
+		s.begin(check(directory, segment.CheckOptions{
+			Size: segment.Size(request.segment_size), Pages: true, Decode: request.flags != 0}))
 	case C.RW_CORE_RECEIVE:
 		s.begin(receive(optionsOf(request.options, directory), uint32(request.wanted)))
+	case C.RW_CORE_SETTLE:
+		s.begin(settle(uint64(request.passed)))
 	default:
 		return C.RECEIVEWAL_ERR_INTERNAL
 	}
@@ -84,6 +115,11 @@ func optionsOf(o *C.receivewal_options, directory string) stream.Options {
 		ProgressInterval: time.Duration(o.progress_interval) * time.Millisecond,
 		Synchronous:      o.synchronous != 0,
 		NoSync:           o.no_sync != 0,
+		ReceiveTimeout:   time.Duration(o.receive_timeout) * time.Millisecond,
+		FlushInterval:    time.Duration(o.flush_interval) * time.Millisecond,
+		Repair:           stream.RepairMode(o.repair), // the same numbers
+		WaitOnDiskFull:   o.on_disk_full == C.RECEIVEWAL_DISK_FULL_WAIT,
+		CheckPages:       o.check_pages != 0,
 		FileMode:         fs.FileMode(o.file_mode),
 	}
 	if o.status_interval == 0 {
@@ -110,6 +146,32 @@ func receivewal_core_take(id C.uint64_t, list **C.rw_core_event) (status C.recei
 func receivewal_core_cancel(id C.uint64_t) (status C.receivewal_status) {
 	defer guard(&status, nil)
 	lookup(id).stop()
+	return C.RECEIVEWAL_OK
+}
+
+//export receivewal_core_reconnect
+func receivewal_core_reconnect(id C.uint64_t, kind C.rw_core_answer, fd C.int, connection *C.receivewal_connection,
+	text **C.char) (status C.receivewal_status) {
+	defer guard(&status, text)
+	var err error
+	switch kind {
+	case C.RW_CORE_CONNECTED:
+		err = lookup(id).reconnected(lentOf(fd, connection))
+	case C.RW_CORE_LATER:
+		err = lookup(id).reconnected(nil)
+	default:
+		err = lookup(id).gaveUp()
+	}
+	if err != nil && text != nil {
+		*text = C.CString(err.Error())
+	}
+	return statusOf(err)
+}
+
+//export receivewal_core_lost
+func receivewal_core_lost(id C.uint64_t, reason *C.char) (status C.receivewal_status) {
+	defer guard(&status, nil)
+	lookup(id).lost(C.GoString(reason))
 	return C.RECEIVEWAL_OK
 }
 
@@ -176,20 +238,46 @@ func eventOf(e event) *C.rw_core_event {
 	case stream.Progress:
 		c.kind = C.RW_CORE_PROGRESS
 		setProgress((*C.receivewal_progress)(u), e)
+	case reconnectEvent:
+		c.kind = C.RW_CORE_RECONNECT
+		setError(c, e.Lost)
+		*(*C.int)(u) = C.int(min(e.Attempt, math.MaxInt32))
+	case stream.Hole:
+		c.kind, c.text, c.file = C.RW_CORE_PROBLEM, C.CString(e.Text), C.CString(e.File)
+		*(*C.receivewal_problem)(u) = C.receivewal_problem{
+			size:     C.sizeof_receivewal_problem,
+			kind:     kindOf(e.Kind),
+			state:    C.receivewal_problem_state(e.State), // the same numbers
+			timeline: C.uint32_t(e.Timeline),
+			lsn:      C.receivewal_lsn(e.LSN),
+			end_lsn:  C.receivewal_lsn(e.EndLSN),
+		}
+	case stream.DiskFull:
+		c.kind = C.RW_CORE_DISK_FULL
+		full := (*C.receivewal_disk_full)(u)
+		*full = C.receivewal_disk_full{size: C.sizeof_receivewal_disk_full, waited: C.int64_t(e.Waited.Milliseconds())}
+		if e.Full {
+			full.full, c.text = 1, C.CString(e.Err.Error())
+		}
 	case doneEvent:
 		setDone(c, u, e)
 	}
 	return c
 }
 
+// setError fills in an error.
+func setError(c *C.rw_core_event, err error) {
+	c.status, c.text = statusOf(err), C.CString(err.Error())
+	if server := serverError(err); server != nil {
+		c.sqlstate, c.detail, c.hint = C.CString(server.SQLSTATE), C.CString(server.Detail), C.CString(server.Hint)
+	}
+}
+
 // setDone fills the event that ends a request: its error, or what it found.
 func setDone(c *C.rw_core_event, u unsafe.Pointer, e doneEvent) {
 	c.kind = C.RW_CORE_DONE
 	if e.err != nil {
-		c.status, c.text = statusOf(e.err), C.CString(e.err.Error())
-		if server := serverError(e.err); server != nil {
-			c.sqlstate, c.detail, c.hint = C.CString(server.SQLSTATE), C.CString(server.Detail), C.CString(server.Hint)
-		}
+		setError(c, e.err)
 		return
 	}
 	switch r := e.result.(type) {
@@ -208,6 +296,8 @@ func setDone(c *C.rw_core_event, u unsafe.Pointer, e doneEvent) {
 			restart_lsn:      C.receivewal_lsn(r.RestartLSN),
 			restart_timeline: C.uint32_t(r.RestartTimeline),
 		}
+	case segment.Report:
+		setCheck((*C.receivewal_check)(u), r)
 	case segment.Start:
 		start := (*C.receivewal_start_point)(u)
 		*start = C.receivewal_start_point{
@@ -217,6 +307,27 @@ func setDone(c *C.rw_core_event, u unsafe.Pointer, e doneEvent) {
 			segment_size: C.uint32_t(r.Size),
 		}
 		setName(&start.segment, r.File)
+	}
+}
+
+func setCheck(c *C.receivewal_check, r segment.Report) {
+	*c = C.receivewal_check{
+		size:              C.sizeof_receivewal_check,
+		segments:          C.uint64_t(r.Segments),
+		system_identifier: C.uint64_t(r.SystemIdentifier),
+		segment_size:      C.uint32_t(r.Size),
+		timeline:          C.uint32_t(r.Next.Timeline),
+		lsn:               C.receivewal_lsn(r.Next.LSN),
+	}
+	if r.Segments > 0 && r.Oldest.Timeline != 0 {
+		c.oldest_lsn = C.receivewal_lsn(r.Oldest.LSN(r.Size))
+	}
+	for _, p := range r.Problems {
+		if p.Kind == segment.Leftover {
+			c.leftovers++
+		} else {
+			c.problems++
+		}
 	}
 }
 
@@ -231,6 +342,7 @@ func setProgress(c *C.receivewal_progress, p stream.Progress) {
 		server_lsn:    C.receivewal_lsn(p.ServerLSN),
 		bytes:         C.uint64_t(p.Bytes),
 		segments:      C.uint64_t(p.Segments),
+		reconnects:    C.uint64_t(p.Reconnects),
 		server_time:   microseconds(p.ServerTime),
 		received_time: microseconds(p.ReceivedTime),
 	}

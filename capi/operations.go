@@ -34,11 +34,32 @@ func findStart(directory string, size segment.Size) operation {
 	}
 }
 
+// check looks through a directory; problems are events.
+func check(directory string, options segment.CheckOptions) operation {
+	return func(_ context.Context, s *session) (any, error) {
+		report, err := segment.CheckDirectory(segment.OS, directory, options)
+		for _, p := range report.Problems {
+			s.queue.add(stream.Hole{Problem: p})
+		}
+		return report, err
+	}
+}
+
 func receive(options stream.Options, wanted uint32) operation {
 	return func(ctx context.Context, s *session) (any, error) {
 		panicOnPurpose("operation", options.Directory)
 		options.Events = s.queue.listen(wanted)
+		if wanted&C.RW_CORE_WANT_RECONNECT != 0 {
+			options.Events.Reconnect = s.reconnect
+		}
 		return nil, s.stream.Receive(ctx, options)
+	}
+}
+
+// settle reads what a relay has read ahead, so that the connection can be given back.
+func settle(passed uint64) operation {
+	return func(ctx context.Context, s *session) (any, error) {
+		return nil, s.stream.Settle(ctx, func() bool { return s.relay.taken.Load() < passed })
 	}
 }
 
@@ -60,6 +81,12 @@ func (q *queue) listen(wanted uint32) stream.Events {
 	}
 	if wanted&C.RW_CORE_WANT_PROGRESS != 0 {
 		events.Progress = func(p stream.Progress) error { q.add(p); return nil }
+	}
+	if wanted&C.RW_CORE_WANT_PROBLEM != 0 {
+		events.Hole = func(h stream.Hole) error { q.add(h); return nil }
+	}
+	if wanted&C.RW_CORE_WANT_DISK_FULL != 0 {
+		events.DiskFull = func(d stream.DiskFull) error { q.add(d); return nil }
 	}
 	return events
 }

@@ -14,7 +14,8 @@ import (
 // maxLogs is how many log messages wait for a host that doesn't come for them; the rest is counted.
 const maxLogs = 1000
 
-// An event is a logEvent, a segmentEvent, a stream.TimelineSwitch, a stream.Progress or a doneEvent.
+// An event is a logEvent, a segmentEvent, a stream.TimelineSwitch, a stream.Progress, a stream.Hole, a stream.DiskFull, a
+// reconnectEvent or a doneEvent.
 type event any
 
 type logEvent struct {
@@ -26,6 +27,9 @@ type segmentEvent struct {
 	stream.Segment
 	completed bool
 }
+
+// reconnectEvent asks the host for a new connection.
+type reconnectEvent struct{ stream.Reconnection }
 
 // doneEvent ends an operation. No event follows it until the next one begins.
 type doneEvent struct {

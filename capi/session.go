@@ -32,7 +32,8 @@ type operation func(ctx context.Context, s *session) (result any, err error)
 // brought forth. The methods without a comment about it are called by the loader's service thread, one at a time.
 type session struct {
 	conn   net.Conn        // nil for a session that only looks through a directory
-	stream *stream.Session // nil with it
+	relay  *relayed        // conn, where a relay of the loader is its other end
+	stream *stream.Session // nil with conn
 	queue  queue
 
 	stopFile *os.File // our duplicate of the eventfd that receivewal_stop writes to; nil if there is none
@@ -41,33 +42,40 @@ type session struct {
 	running atomic.Bool // an operation has begun and its DONE is not queued yet
 	cancel  context.CancelFunc
 	work    sync.WaitGroup
+
+	mu      sync.Mutex
+	answers chan<- answer // where the operation waits for the host's answer to a reconnectEvent; nil: it doesn't
 }
 
-func openSession(fd, serverVersion, eventFD, stopFD int) (s *session, err error) {
-	s = &session{queue: queue{fd: eventFD}, stopFD: -1, cancel: func() {}}
-	defer func() {
-		if err != nil {
-			s.closeFiles()
-		}
-	}()
-	if stopFD >= 0 {
-		// Non-blocking already, so the file is read through the runtime's poller and costs no thread.
-		s.stopFD, err = unix.FcntlInt(uintptr(stopFD), unix.F_DUPFD_CLOEXEC, 3)
-		if err != nil {
-			s.stopFD = -1
-			return nil, fmt.Errorf("duplicate descriptor %d: %w", stopFD, err)
-		}
-		s.stopFile = os.NewFile(uintptr(s.stopFD), "stop")
+func openSession(l *lent, eventFD, stopFD int) (*session, error) {
+	// The runtime opens its poller's descriptors with the first timer or file: here, where the loader has seen to it that they
+	// don't get the numbers of standard descriptors.
+	time.AfterFunc(0, func() {})
+	s := &session{queue: queue{fd: eventFD}, stopFD: -1, cancel: func() {}}
+	if err := s.openFiles(l, stopFD); err != nil {
+		s.closeFiles()
+		return nil, err
 	}
-	if fd >= 0 {
-		s.conn, err = stream.DialFD(fd)
-		if err != nil {
-			return nil, err
-		}
-		s.stream = stream.NewSession(s.conn, stream.SessionOptions{ServerVersion: serverVersion})
+	if l != nil {
+		s.stream = stream.NewSession(s.conn, l.options)
 	}
 	alive.Add(1)
 	return s, nil
+}
+
+// openFiles duplicates the descriptors that there are.
+func (s *session) openFiles(l *lent, stopFD int) (err error) {
+	if stopFD >= 0 {
+		// Non-blocking already, so the file is read through the runtime's poller and costs no thread.
+		if s.stopFD, err = unix.FcntlInt(uintptr(stopFD), unix.F_DUPFD_CLOEXEC, 3); err != nil {
+			return fmt.Errorf("could not duplicate descriptor %d: %w", stopFD, err)
+		}
+		s.stopFile = os.NewFile(uintptr(s.stopFD), "stop")
+	}
+	if l != nil {
+		s.conn, s.relay, err = l.dial()
+	}
+	return err
 }
 
 func (s *session) closeFiles() {

@@ -18,6 +18,8 @@ var statuses = []struct {
 	err    error
 	status C.receivewal_status
 }{
+	{syscall.EMFILE, C.RECEIVEWAL_ERR_LIMIT}, // whatever it was that needed a descriptor
+	{syscall.ENFILE, C.RECEIVEWAL_ERR_LIMIT},
 	{stream.ErrStopped, C.RECEIVEWAL_ERR_STOPPED},
 	{stream.ErrInvalid, C.RECEIVEWAL_ERR_INVALID},
 	{stream.ErrBusy, C.RECEIVEWAL_ERR_BUSY},
@@ -41,8 +43,6 @@ var statuses = []struct {
 	{segment.ErrForeign, C.RECEIVEWAL_ERR_FOREIGN},
 	{segment.ErrGap, C.RECEIVEWAL_ERR_GAP},
 	{errPanic, C.RECEIVEWAL_ERR_INTERNAL},
-	{syscall.EMFILE, C.RECEIVEWAL_ERR_LIMIT},
-	{syscall.ENFILE, C.RECEIVEWAL_ERR_LIMIT},
 	{syscall.ENOMEM, C.RECEIVEWAL_ERR_LIMIT},
 }
 
@@ -90,6 +90,30 @@ func stateOf(state stream.State) C.receivewal_state {
 		return C.RECEIVEWAL_STATE_STREAMING
 	case stream.StateStopping:
 		return C.RECEIVEWAL_STATE_STOPPING
+	case stream.StateReconnecting:
+		return C.RECEIVEWAL_STATE_RECONNECTING
+	case stream.StateDiskFull:
+		return C.RECEIVEWAL_STATE_DISK_FULL
 	}
 	return C.RECEIVEWAL_STATE_IDLE
+}
+
+func kindOf(kind segment.ProblemKind) C.receivewal_problem_kind {
+	switch kind {
+	case segment.Missing:
+		return C.RECEIVEWAL_PROBLEM_MISSING
+	case segment.WrongSize:
+		return C.RECEIVEWAL_PROBLEM_WRONG_SIZE
+	case segment.WrongPage:
+		return C.RECEIVEWAL_PROBLEM_WRONG_PAGE
+	case segment.Damaged:
+		return C.RECEIVEWAL_PROBLEM_DAMAGED
+	case segment.NoHistory:
+		return C.RECEIVEWAL_PROBLEM_NO_HISTORY
+	case segment.BadHistory:
+		return C.RECEIVEWAL_PROBLEM_BAD_HISTORY
+	case segment.ForeignFile:
+		return C.RECEIVEWAL_PROBLEM_FOREIGN_FILE
+	}
+	return C.RECEIVEWAL_PROBLEM_LEFTOVER
 }

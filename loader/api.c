@@ -22,7 +22,8 @@ static receivewal_status refuse(receivewal *rw, receivewal_status status, const 
     switch (status)
     {
         case RECEIVEWAL_ERR_HANDLE:
-            return rw_thread_error(NULL, status, "%s: %s", function, rw == NULL ? "the handle is NULL" : "this is not a handle of libreceivewal");
+            return rw_thread_error(NULL, status, "%s: %s", function,
+                                   rw == NULL ? "the handle is NULL" : "this is not a handle of libreceivewal");
         case RECEIVEWAL_ERR_CLOSED:
             return rw_thread_error(NULL, status, "%s: the handle was detached before", function);
         case RECEIVEWAL_ERR_BUSY:
@@ -108,12 +109,12 @@ static rw_core_event *run(rw_slot *slot, rw_core_request *request, const receive
     int cancel_state;
 
     pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel_state);
-    *status = rw_core_begin(slot->core_id, request, &text);
+    *status = rw_core_begin(slot->pump.core_id, request, &text);
     if (*status != RECEIVEWAL_OK)
         core_error(&slot->texts, *status, text);
     else
     {
-        done = rw_pump(slot->core_id, slot->event_fd, events, -1);
+        done = rw_pump_run(&slot->pump, events, -1);
         if (done == NULL)
             *status = RECEIVEWAL_ERR_FORKED;
         else
@@ -143,44 +144,23 @@ static const char *absolute(const char *path, char buffer[PATH_MAX])
 
 /* ---------------------------------------------------------------------------------------- attach and detach */
 
-static receivewal_status check_socket(int fd)
-{
-    struct sockaddr_storage peer;
-    socklen_t length = sizeof(int);
-    int type = 0;
-
-    if (fcntl(fd, F_GETFD) < 0)
-        return rw_thread_error(NULL, RECEIVEWAL_ERR_BAD_FD, "descriptor %d is not open", fd);
-    if (getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &length) != 0)
-        return rw_thread_error(NULL, RECEIVEWAL_ERR_NOT_SOCKET, "descriptor %d is not a socket", fd);
-    if (type != SOCK_STREAM)
-        return rw_thread_error(NULL, RECEIVEWAL_ERR_NOT_SOCKET, "descriptor %d is a socket, but not a stream socket", fd);
-    length = sizeof(peer);
-    if (getpeername(fd, (struct sockaddr *)&peer, &length) != 0)
-        return rw_thread_error(NULL, RECEIVEWAL_ERR_NOT_CONNECTED, "the socket with descriptor %d has no peer: %s", fd, strerror(errno));
-    return RECEIVEWAL_OK;
-}
-
 /* Opens what a handle needs; on failure closes it again. */
-static receivewal_status open_slot(rw_slot *slot, const receivewal_connection *connection)
+static receivewal_status open_slot(rw_slot *slot, const rw_connection *lent)
 {
+    char problem[RW_PROBLEM_MAX];
     receivewal_status status;
-    char *text = NULL;
 
-    slot->event_fd = rw_eventfd();
     slot->stop_fd = rw_eventfd();
-    if (slot->event_fd < 0 || slot->stop_fd < 0)
+    if (slot->stop_fd < 0 || !rw_pump_open(&slot->pump))
         status = rw_thread_error(NULL, RECEIVEWAL_ERR_LIMIT, "cannot make an eventfd: %s", strerror(errno));
     else
     {
-        status = rw_core_open(connection->fd, connection->server_version, slot->event_fd, slot->stop_fd, &slot->core_id, &text);
+        status = rw_connection_lend(lent, &slot->pump, slot->stop_fd, problem);
         if (status == RECEIVEWAL_OK)
             return status;
-        rw_thread_error(NULL, status, "%s", text == NULL ? receivewal_strerror(status) : text);
-        free(text);
+        rw_thread_error(NULL, status, "%s", problem);
+        rw_pump_close(&slot->pump);
     }
-    if (slot->event_fd >= 0)
-        close(slot->event_fd);
     if (slot->stop_fd >= 0)
         close(slot->stop_fd);
     return status;
@@ -188,7 +168,7 @@ static receivewal_status open_slot(rw_slot *slot, const receivewal_connection *c
 
 receivewal_status receivewal_attach(const receivewal_connection *connection, receivewal **rw)
 {
-    receivewal_connection ours;
+    rw_connection ours;
     receivewal_status status;
     char problem[RW_PROBLEM_MAX];
     rw_slot *slot;
@@ -199,14 +179,10 @@ receivewal_status receivewal_attach(const receivewal_connection *connection, rec
         return RECEIVEWAL_ERR_FORKED;
     if (rw == NULL || connection == NULL)
         return rw_thread_error(NULL, RECEIVEWAL_ERR_INVALID, "receivewal_attach: %s is NULL", rw == NULL ? "rw" : "connection");
-    if (!rw_struct_check(&rw_layout_connection, connection, problem))
-        return rw_thread_error(NULL, RECEIVEWAL_ERR_SIZE, "%s", problem);
-    rw_struct_in(&rw_layout_connection, connection, &ours);
-    if (ours.server_version < 0)
-        return rw_thread_error(NULL, RECEIVEWAL_ERR_INVALID, "receivewal_connection.server_version is negative");
-    status = check_socket(ours.fd);
-    if (status == RECEIVEWAL_OK)
-        status = rw_core_need();
+    status = rw_connection_check(connection, &ours, problem);
+    if (status != RECEIVEWAL_OK)
+        return rw_thread_error(NULL, status, "%s", problem);
+    status = rw_core_need();
     if (status != RECEIVEWAL_OK)
         return status;
     slot = rw_slot_new();
@@ -228,8 +204,8 @@ receivewal_status receivewal_detach(receivewal *rw)
     if (status != RECEIVEWAL_OK)
         return status;
     rw_slot_retire(slot);
-    rw_core_close(slot->core_id);
-    close(slot->event_fd);
+    rw_core_close(slot->pump.core_id);
+    rw_pump_close(&slot->pump);
     close(slot->stop_fd);
     rw_texts_clear(&slot->texts);
     rw_slot_free(slot);
@@ -244,7 +220,7 @@ int receivewal_connection_usable(receivewal *rw)
     /* Not through enter: the question leaves the texts of the last error as they are. */
     if (rw_forked() || rw_slot_claim(rw, &slot) != RECEIVEWAL_OK)
         return 0;
-    usable = slot->running ? 0 : rw_core_usable(slot->core_id);
+    usable = !slot->running && rw_pump_usable(&slot->pump);
     rw_slot_release(slot);
     return usable;
 }
@@ -269,7 +245,7 @@ receivewal_status receivewal_get_progress(receivewal *rw, receivewal_progress *p
         status = rw_thread_error(rw, RECEIVEWAL_ERR_SIZE, "%s", problem);
     else
     {
-        status = rw_core_progress(slot->core_id, &ours);
+        status = rw_core_progress(slot->pump.core_id, &ours);
         if (status == RECEIVEWAL_OK)
             rw_struct_out(&rw_layout_progress, &ours, progress);
         else
@@ -281,7 +257,6 @@ receivewal_status receivewal_get_progress(receivewal *rw, receivewal_progress *p
 
 receivewal_status receivewal_stop(receivewal *rw)
 {
-    const uint64_t one = 1;
     const int saved_errno = errno;
     receivewal_status status;
     rw_slot *slot;
@@ -292,8 +267,7 @@ receivewal_status receivewal_stop(receivewal *rw)
     status = rw_slot_use(rw, &slot);
     if (status == RECEIVEWAL_OK)
     {
-        while (write(slot->stop_fd, &one, sizeof(one)) < 0 && errno == EINTR)
-            ;
+        rw_signal(slot->stop_fd);
         rw_slot_unuse(slot);
     }
     errno = saved_errno;
@@ -307,7 +281,7 @@ int receivewal_event_fd(receivewal *rw)
 
     if (rw_forked() || rw_slot_use(rw, &slot) != RECEIVEWAL_OK)
         return -1;
-    fd = slot->event_fd;
+    fd = slot->pump.poll_fd;
     rw_slot_unuse(slot);
     return fd;
 }
@@ -318,7 +292,9 @@ static uint32_t wanted(const receivewal_events *events)
 {
     return (events->log != NULL ? RW_CORE_WANT_LOG : 0) | (events->segment_opened != NULL ? RW_CORE_WANT_OPENED : 0) |
            (events->segment_completed != NULL ? RW_CORE_WANT_COMPLETED : 0) |
-           (events->timeline_switched != NULL ? RW_CORE_WANT_TIMELINE : 0) | (events->progress != NULL ? RW_CORE_WANT_PROGRESS : 0);
+           (events->timeline_switched != NULL ? RW_CORE_WANT_TIMELINE : 0) | (events->progress != NULL ? RW_CORE_WANT_PROGRESS : 0) |
+           (events->reconnect != NULL ? RW_CORE_WANT_RECONNECT : 0) | (events->problem != NULL ? RW_CORE_WANT_PROBLEM : 0) |
+           (events->disk_full != NULL ? RW_CORE_WANT_DISK_FULL : 0);
 }
 
 /* Checks the options and makes a request of them. directory: room for an absolute path; it and ours must outlive the request. */
@@ -370,13 +346,14 @@ receivewal_status receivewal_start(receivewal *rw, const receivewal_options *opt
     status = receive_request(slot, "receivewal_start", options, &ours, directory, &request);
     if (status == RECEIVEWAL_OK)
     {
-        status = rw_core_begin(slot->core_id, &request, &text);
+        status = rw_core_begin(slot->pump.core_id, &request, &text);
         if (status != RECEIVEWAL_OK)
             core_error(&slot->texts, status, text);
         else
         {
             slot->events = ours.events;
             slot->running = true;
+            rw_pump_started(&slot->pump);
         }
     }
     return leave(rw, slot, status);
@@ -392,9 +369,10 @@ static receivewal_status wait_for(receivewal *rw, const char *function, int time
     if (status != RECEIVEWAL_OK)
         return status;
     if (!slot->running)
-        return leave(rw, slot, rw_texts_set(&slot->texts, RECEIVEWAL_ERR_BUSY, "%s: nothing was started (receivewal_start)", function));
+        return leave(rw, slot,
+                     rw_texts_set(&slot->texts, RECEIVEWAL_ERR_BUSY, "%s: nothing was started (receivewal_start)", function));
     pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel_state);
-    done = rw_pump(slot->core_id, slot->event_fd, &slot->events, timeout);
+    done = rw_pump_run(&slot->pump, &slot->events, timeout);
     if (done != NULL)
     {
         slot->running = false;
@@ -441,7 +419,8 @@ static receivewal_status check_slot_call(rw_slot *slot, const char *what, const 
     if (!rw_slot_name_check(what, name, problem))
         return rw_texts_set(&slot->texts, RECEIVEWAL_ERR_INVALID, "%s", problem);
     if ((flags & ~known) != 0)
-        return rw_texts_set(&slot->texts, RECEIVEWAL_ERR_INVALID, "flags 0x%x are not known to this function", (unsigned)(flags & ~known));
+        return rw_texts_set(&slot->texts, RECEIVEWAL_ERR_INVALID, "flags 0x%x are not known to this function",
+                            (unsigned)(flags & ~known));
     return RECEIVEWAL_OK;
 }
 
@@ -524,59 +503,134 @@ receivewal_status receivewal_read_slot(receivewal *rw, const char *name, receive
 
 /* ------------------------------------------------------------------------------------------ ask the directory */
 
-receivewal_status receivewal_find_start(const char *directory, uint32_t segment_size, receivewal_start_point *start)
+/*
+ * Runs a request that is about a directory only, with a session of its own. Returns OK and its DONE, for the caller to free; else
+ * NULL, with the thread's error set.
+ */
+static receivewal_status ask_directory(rw_core_request *request, const char *directory, const receivewal_events *events, rw_core_event **result)
 {
-    char problem[RW_PROBLEM_MAX], path[PATH_MAX];
-    rw_core_request request = { .op = RW_CORE_FIND_START, .segment_size = segment_size };
+    char path[PATH_MAX];
     rw_core_event *done = NULL;
-    receivewal_status status;
-    uint64_t id = 0;
+    receivewal_status status = rw_core_need();
     char *text = NULL;
-    int cancel_state, event_fd;
+    int cancel_state;
+    rw_pump pump;
 
-    if (rw_forked())
-        return RECEIVEWAL_ERR_FORKED;
-    if (!rw_directory_check("receivewal_find_start: directory", directory, problem))
-        return rw_thread_error(NULL, RECEIVEWAL_ERR_INVALID, "%s", problem);
-    if (segment_size != 0 && !rw_segment_size_valid(segment_size))
-        return rw_thread_error(NULL, RECEIVEWAL_ERR_INVALID, "segment_size is %u: it is a power of two from 1 MiB to 1 GiB, or 0",
-                               (unsigned)segment_size);
-    if (start == NULL)
-        return rw_thread_error(NULL, RECEIVEWAL_ERR_INVALID, "receivewal_find_start: start is NULL");
-    if (!rw_struct_check(&rw_layout_start_point, start, problem))
-        return rw_thread_error(NULL, RECEIVEWAL_ERR_SIZE, "%s", problem);
-    status = rw_core_need();
+    *result = NULL;
     if (status != RECEIVEWAL_OK)
         return status;
-
-    event_fd = rw_eventfd();
-    if (event_fd < 0)
+    if (!rw_pump_open(&pump))
         return rw_thread_error(NULL, RECEIVEWAL_ERR_LIMIT, "cannot make an eventfd: %s", strerror(errno));
-    request.directory = absolute(directory, path);
+    request->directory = absolute(directory, path);
     pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel_state);
-    status = rw_core_open(-1, 0, event_fd, -1, &id, &text);
+    status = rw_core_open(-1, NULL, pump.event_fd, -1, &pump.core_id, &text);
     if (status == RECEIVEWAL_OK)
     {
-        status = rw_core_begin(id, &request, &text);
+        status = rw_core_begin(pump.core_id, request, &text);
         if (status == RECEIVEWAL_OK)
         {
-            done = rw_pump(id, event_fd, &no_events, -1);
+            done = rw_pump_run(&pump, events, -1);
             status = done == NULL ? RECEIVEWAL_ERR_FORKED : done->status;
         }
-        if (done != NULL && status == RECEIVEWAL_OK)
-            rw_struct_out(&rw_layout_start_point, &done->u.start, start);
         if (status != RECEIVEWAL_ERR_FORKED)
-            rw_core_close(id);
+            rw_core_close(pump.core_id);
     }
     pthread_setcancelstate(cancel_state, NULL);
-    close(event_fd);
-    if (status != RECEIVEWAL_OK)
+    rw_pump_close(&pump);
+    if (status == RECEIVEWAL_OK)
+        *result = done;
+    else
     {
         const char *reason = done != NULL ? done->text : text;
 
         rw_thread_error(NULL, status, "%s", reason == NULL ? receivewal_strerror(status) : reason);
+        rw_event_free(done);
     }
-    rw_event_free(done);
     free(text);
+    return status;
+}
+
+/* Checks the arguments that both questions about a directory have. */
+static receivewal_status check_directory_arguments(const char *function, const char *directory, uint32_t segment_size)
+{
+    char what[64], problem[RW_PROBLEM_MAX];
+
+    snprintf(what, sizeof(what), "%s: directory", function);
+    if (!rw_directory_check(what, directory, problem))
+        return rw_thread_error(NULL, RECEIVEWAL_ERR_INVALID, "%s", problem);
+    if (segment_size != 0 && !rw_segment_size_valid(segment_size))
+        return rw_thread_error(NULL, RECEIVEWAL_ERR_INVALID, "segment_size is %u: it is a power of two from 1 MiB to 1 GiB, or 0",
+                               (unsigned)segment_size);
+    return RECEIVEWAL_OK;
+}
+
+receivewal_status receivewal_find_start(const char *directory, uint32_t segment_size, receivewal_start_point *start)
+{
+    char problem[RW_PROBLEM_MAX];
+    rw_core_request request = { .op = RW_CORE_FIND_START, .segment_size = segment_size };
+    rw_core_event *done;
+    receivewal_status status;
+
+    if (rw_forked())
+        return RECEIVEWAL_ERR_FORKED;
+    status = check_directory_arguments("receivewal_find_start", directory, segment_size);
+    if (status != RECEIVEWAL_OK)
+        return status;
+    if (start == NULL)
+        return rw_thread_error(NULL, RECEIVEWAL_ERR_INVALID, "receivewal_find_start: start is NULL");
+    if (!rw_struct_check(&rw_layout_start_point, start, problem))
+        return rw_thread_error(NULL, RECEIVEWAL_ERR_SIZE, "%s", problem);
+    status = ask_directory(&request, directory, &no_events, &done);
+    if (status == RECEIVEWAL_OK)
+        rw_struct_out(&rw_layout_start_point, &done->u.start, start);
+    rw_event_free(done);
+    return status;
+}
+
+/* Whom receivewal_check_directory tells, until that answers that it has heard enough. */
+typedef struct listener
+{
+    const receivewal_check_options *options;
+    bool enough;
+} listener;
+
+static int tell_problem(void *ctx, const receivewal_problem *problem)
+{
+    listener *l = ctx;
+
+    if (!l->enough && l->options->problem != NULL)
+        l->enough = l->options->problem(l->options->ctx, problem) != 0;
+    return 0;
+}
+
+receivewal_status receivewal_check_directory(const char *directory, const receivewal_check_options *options, receivewal_check *check)
+{
+    const receivewal_check_options usual = RECEIVEWAL_CHECK_OPTIONS_INIT;
+    receivewal_check_options ours;
+    listener l = { .options = &ours };
+    const receivewal_events events = { .ctx = &l, .problem = tell_problem };
+    char problem[RW_PROBLEM_MAX];
+    rw_core_request request = { .op = RW_CORE_CHECK };
+    rw_core_event *done;
+    receivewal_status status;
+
+    if (rw_forked())
+        return RECEIVEWAL_ERR_FORKED;
+    if (options == NULL)
+        options = &usual;
+    if (check == NULL)
+        return rw_thread_error(NULL, RECEIVEWAL_ERR_INVALID, "receivewal_check_directory: check is NULL");
+    if (!rw_struct_check(&rw_layout_check_options, options, problem) || !rw_struct_check(&rw_layout_check, check, problem))
+        return rw_thread_error(NULL, RECEIVEWAL_ERR_SIZE, "%s", problem);
+    rw_struct_in(&rw_layout_check_options, options, &ours);
+    status = check_directory_arguments("receivewal_check_directory", directory, ours.segment_size);
+    if (status != RECEIVEWAL_OK)
+        return status;
+    request.segment_size = ours.segment_size;
+    request.flags = ours.decode != 0;
+    status = ask_directory(&request, directory, &events, &done);
+    if (status == RECEIVEWAL_OK)
+        rw_struct_out(&rw_layout_check, &done->u.check, check);
+    rw_event_free(done);
     return status;
 }

@@ -13,6 +13,7 @@
 #define _GNU_SOURCE /* dladdr */
 #include <dlfcn.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <limits.h>
 #include <pthread.h>
 #include <semaphore.h>
@@ -63,10 +64,74 @@ bool rw_forked(void)
 
 /* ------------------------------------------------------------------------------------- the service thread */
 
+/* One call of the core: which, its arguments, and what it answered. */
+typedef struct job
+{
+    enum { OPEN, BEGIN, TAKE, CANCEL, RECONNECT, LOST, PROGRESS, USABLE, CLOSE } what;
+    uint64_t id;
+    int fd, event_fd, stop_fd;
+    const receivewal_connection *connection;
+    rw_core_answer answer;
+    const char *reason;
+    char **text;
+    rw_core_request *request;
+    rw_core_event **list;
+    receivewal_progress *progress;
+    receivewal_status status;
+    int usable;
+} job;
+
 static pthread_mutex_t call_mutex = PTHREAD_MUTEX_INITIALIZER;
 static sem_t call_due, call_done;
-static void (*call_function)(void *);
-static void *call_argument;
+static job *current;
+
+/*
+ * A host that has closed its standard descriptors must not find one of ours in their place, and write its messages into
+ * it, or dup2 over it. Go opens some that stay, so numbers 0 to 2 are taken meanwhile.
+ */
+static int hold_standard_descriptors(int held[3])
+{
+    int count = 0;
+
+    while (count < 3)
+    {
+        int fd = open("/dev/null", O_RDWR | O_CLOEXEC);
+
+        if (fd > 2)
+            close(fd);
+        if (fd < 0 || fd > 2)
+            break;
+        held[count++] = fd;
+    }
+    return count;
+}
+
+static void release_standard_descriptors(const int held[3], int count)
+{
+    while (count > 0)
+        close(held[--count]);
+}
+
+static void perform(job *j)
+{
+    const bool opens = j->what == OPEN || j->what == RECONNECT;
+    int held[3];
+    int count = opens ? hold_standard_descriptors(held) : 0;
+
+    switch (j->what)
+    {
+        case OPEN: j->status = core.open(j->fd, j->connection, j->event_fd, j->stop_fd, &j->id, j->text); break;
+        case BEGIN: j->status = core.begin(j->id, j->request, j->text); break;
+        case TAKE: j->status = core.take(j->id, j->list); break;
+        case CANCEL: j->status = core.cancel(j->id); break;
+        case RECONNECT: j->status = core.reconnect(j->id, j->answer, j->fd, j->connection, j->text); break;
+        case LOST: j->status = core.lost(j->id, j->reason); break;
+        case PROGRESS: j->status = core.progress(j->id, j->progress); break;
+        case USABLE: j->usable = core.usable(j->id); break;
+        case CLOSE: j->status = core.close(j->id); break;
+    }
+    release_standard_descriptors(held, count);
+}
 
 static void wait_for(sem_t *sem)
 {
@@ -79,25 +144,77 @@ static void *serve(void *nothing)
     for (;;)
     {
         wait_for(&call_due);
-        call_function(call_argument);
+        perform(current);
         sem_post(&call_done);
     }
     return nothing;
 }
 
-static void call(void (*function)(void *), void *argument)
+/* Has a job done. Not cancellable: a thread that went away in here would take the mutex along. */
+static receivewal_status call(job *j)
 {
     int cancel_state;
 
-    /* Not cancellable: a thread that went away in here would take the mutex along. */
     pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel_state);
     pthread_mutex_lock(&call_mutex);
-    call_function = function;
-    call_argument = argument;
+    current = j;
     sem_post(&call_due);
     wait_for(&call_done);
     pthread_mutex_unlock(&call_mutex);
     pthread_setcancelstate(cancel_state, NULL);
+    return j->status;
+}
+
+receivewal_status rw_core_open(int fd, const receivewal_connection *connection, int event_fd, int stop_fd, uint64_t *id, char **text)
+{
+    job j = { .what = OPEN, .fd = fd, .connection = connection, .event_fd = event_fd, .stop_fd = stop_fd, .text = text };
+
+    call(&j);
+    *id = j.id;
+    return j.status;
+}
+
+receivewal_status rw_core_begin(uint64_t id, rw_core_request *request, char **text)
+{
+    return call(&(job){ .what = BEGIN, .id = id, .request = request, .text = text });
+}
+
+receivewal_status rw_core_take(uint64_t id, rw_core_event **list)
+{
+    return call(&(job){ .what = TAKE, .id = id, .list = list });
+}
+
+receivewal_status rw_core_cancel(uint64_t id)
+{
+    return call(&(job){ .what = CANCEL, .id = id });
+}
+
+receivewal_status rw_core_reconnect(uint64_t id, rw_core_answer answer, int fd, const receivewal_connection *connection, char **text)
+{
+    return call(&(job){ .what = RECONNECT, .id = id, .answer = answer, .fd = fd, .connection = connection, .text = text });
+}
+
+receivewal_status rw_core_lost(uint64_t id, const char *reason)
+{
+    return call(&(job){ .what = LOST, .id = id, .reason = reason });
+}
+
+receivewal_status rw_core_progress(uint64_t id, receivewal_progress *progress)
+{
+    return call(&(job){ .what = PROGRESS, .id = id, .progress = progress });
+}
+
+int rw_core_usable(uint64_t id)
+{
+    job j = { .what = USABLE, .id = id };
+
+    call(&j);
+    return j.usable;
+}
+
+receivewal_status rw_core_close(uint64_t id)
+{
+    return call(&(job){ .what = CLOSE, .id = id });
 }
 
 /* --------------------------------------------------------------------------------------------- loading */
@@ -137,12 +254,13 @@ static void restore_handlers(const struct sigaction before[NSIG])
     for (int i = 1; i < NSIG; i++)
     {
         struct sigaction now;
-        bool taken;
+        bool taken, marked;
 
         if (i == SIGSEGV || i == SIGBUS || i == SIGFPE || before[i].sa_handler == SIG_ERR || sigaction(i, NULL, &now) != 0)
             continue;
-        taken = now.sa_handler != before[i].sa_handler;
-        if ((taken && (i == SIGPIPE || i == SIGURG)) || (!taken && now.sa_flags == (before[i].sa_flags | SA_ONSTACK) && now.sa_flags != before[i].sa_flags))
+        taken = (i == SIGPIPE || i == SIGURG) && now.sa_handler != before[i].sa_handler;
+        marked = now.sa_handler == before[i].sa_handler && (now.sa_flags & ~before[i].sa_flags) == SA_ONSTACK;
+        if (taken || marked)
             sigaction(i, &before[i], NULL);
     }
 }
@@ -159,28 +277,22 @@ static bool core_beside(const char *path, char core_path[PATH_MAX])
     return length > 0 && length < PATH_MAX;
 }
 
-static bool resolve(void *library)
+/* Finds one of the core's functions; memcpy, since ISO C knows no conversion from void * to a function pointer. */
+static bool resolve(void *library, const char *name, void *function)
 {
-    static const char *const names[] = { "open", "begin", "take", "cancel", "progress", "usable", "close" };
-    void *functions[sizeof(names) / sizeof(names[0])];
-    char name[64];
+    void *symbol = dlsym(library, name);
 
-    for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++)
-    {
-        snprintf(name, sizeof(name), "receivewal_core_%s", names[i]);
-        functions[i] = dlsym(library, name);
-        if (functions[i] == NULL)
-            return false;
-    }
-    /* memcpy, since ISO C knows no conversion from void * to a function pointer. */
-    memcpy(&core.open, &functions[0], sizeof(void *));
-    memcpy(&core.begin, &functions[1], sizeof(void *));
-    memcpy(&core.take, &functions[2], sizeof(void *));
-    memcpy(&core.cancel, &functions[3], sizeof(void *));
-    memcpy(&core.progress, &functions[4], sizeof(void *));
-    memcpy(&core.usable, &functions[5], sizeof(void *));
-    memcpy(&core.close, &functions[6], sizeof(void *));
-    return true;
+    memcpy(function, &symbol, sizeof(symbol));
+    return symbol != NULL;
+}
+
+static bool resolve_all(void *library)
+{
+    return resolve(library, "receivewal_core_open", &core.open) && resolve(library, "receivewal_core_begin", &core.begin) &&
+           resolve(library, "receivewal_core_take", &core.take) && resolve(library, "receivewal_core_cancel", &core.cancel) &&
+           resolve(library, "receivewal_core_reconnect", &core.reconnect) && resolve(library, "receivewal_core_lost", &core.lost) &&
+           resolve(library, "receivewal_core_progress", &core.progress) && resolve(library, "receivewal_core_usable", &core.usable) &&
+           resolve(library, "receivewal_core_close", &core.close);
 }
 
 static const char *dl_error(void)
@@ -190,48 +302,56 @@ static const char *dl_error(void)
     return text == NULL ? "no reason given" : text;
 }
 
-/* Opens a core that fits, or returns NULL and the thread's error. */
-static void *open_core(receivewal_status *status)
+/* Where the core should lie; false if that is not known. */
+static bool find_core(char path[PATH_MAX])
 {
-    char path[PATH_MAX], real[PATH_MAX], beside_real[PATH_MAX];
-    void *library;
-    void *symbol;
+    char real[PATH_MAX], beside_real[PATH_MAX];
 
     if (!core_beside(library_path, path))
-    {
-        *status = rw_thread_error(NULL, RECEIVEWAL_ERR_CORE, "cannot tell which folder libreceivewal.so.1 lies in, to load " CORE_NAME " from it");
-        return NULL;
-    }
+        return false;
     /* The library may have been reached through a link in a folder where nobody put one to the core. */
-    if (access(path, F_OK) != 0 && realpath(library_path, real) != NULL && core_beside(real, beside_real) && access(beside_real, F_OK) == 0)
-        memcpy(path, beside_real, sizeof(path));
+    if (access(path, F_OK) != 0 && realpath(library_path, real) != NULL && core_beside(real, beside_real) &&
+        access(beside_real, F_OK) == 0)
+        memcpy(path, beside_real, sizeof(beside_real));
+    return true;
+}
 
+/* Asks a library that was opened whether it is the core, and of the same build. */
+static receivewal_status check_core(void *library, const char *path)
+{
+    const char *version;
+
+    if (!resolve(library, "receivewal_core_version", &core.version))
+        return rw_thread_error(NULL, RECEIVEWAL_ERR_CORE, "%s is not libreceivewal's core: %s", path, dl_error());
+    version = core.version();
+    if (version == NULL || strcmp(version, RW_CORE_HANDSHAKE) != 0)
+        return rw_thread_error(NULL, RECEIVEWAL_ERR_CORE, "%s is version %s, but %s is version %s: install both from one build",
+                               path, version == NULL ? "(none)" : version, library_path, RW_CORE_HANDSHAKE);
+    if (!resolve_all(library))
+        return rw_thread_error(NULL, RECEIVEWAL_ERR_CORE, "%s lacks a function: %s", path, dl_error());
+    return RECEIVEWAL_OK;
+}
+
+/* Opens a core that fits; else *library is NULL. */
+static receivewal_status open_core(void **library)
+{
+    char path[PATH_MAX];
+    receivewal_status status;
+
+    if (!find_core(path))
+        return rw_thread_error(NULL, RECEIVEWAL_ERR_CORE,
+                               "cannot tell which folder libreceivewal.so.1 lies in, to load " CORE_NAME " from it");
     dlerror();
-    library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
-    if (library == NULL)
+    *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+    if (*library == NULL)
+        return rw_thread_error(NULL, RECEIVEWAL_ERR_CORE, "cannot load %s: %s", path, dl_error());
+    status = check_core(*library, path);
+    if (status != RECEIVEWAL_OK)
     {
-        *status = rw_thread_error(NULL, RECEIVEWAL_ERR_CORE, "cannot load %s: %s", path, dl_error());
-        return NULL;
+        dlclose(*library);
+        *library = NULL;
     }
-    symbol = dlsym(library, "receivewal_core_version");
-    if (symbol == NULL)
-        *status = rw_thread_error(NULL, RECEIVEWAL_ERR_CORE, "%s is not libreceivewal's core: %s", path, dl_error());
-    else
-    {
-        const char *version;
-
-        memcpy(&core.version, &symbol, sizeof(symbol));
-        version = core.version();
-        if (version == NULL || strcmp(version, RW_CORE_HANDSHAKE) != 0)
-            *status = rw_thread_error(NULL, RECEIVEWAL_ERR_CORE, "%s is version %s, but %s is version %s: install both from one build", path,
-                                      version == NULL ? "(none)" : version, library_path, RW_CORE_HANDSHAKE);
-        else if (!resolve(library))
-            *status = rw_thread_error(NULL, RECEIVEWAL_ERR_CORE, "%s lacks a function: %s", path, dl_error());
-        else
-            return library;
-    }
-    dlclose(library);
-    return NULL;
+    return status;
 }
 
 static receivewal_status start_service(void)
@@ -254,11 +374,22 @@ static receivewal_status start_service(void)
     return RECEIVEWAL_OK;
 }
 
+/* Waits until the Go runtime has started, and has opened the descriptors that it keeps. */
+static void warm_up(void)
+{
+    uint64_t id;
+    char *text = NULL;
+
+    if (rw_core_open(-1, NULL, -1, -1, &id, &text) == RECEIVEWAL_OK)
+        rw_core_close(id);
+    free(text);
+}
+
 static receivewal_status load(void)
 {
     struct sigaction handlers[NSIG];
     sigset_t mask;
-    int cancel_state;
+    int cancel_state, held[3], count;
     receivewal_status status = RECEIVEWAL_OK;
 
     pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel_state);
@@ -268,16 +399,21 @@ static receivewal_status load(void)
         static void *library; /* a core that was loaded stays, should only the service thread have failed */
 
         block_signals(&mask);
+        count = hold_standard_descriptors(held);
         if (library == NULL)
         {
             save_handlers(handlers);
-            library = open_core(&status);
+            status = open_core(&library);
             restore_handlers(handlers);
         }
         if (library != NULL)
             status = start_service();
         if (status == RECEIVEWAL_OK)
+        {
+            warm_up();
             atomic_store(&ready, true);
+        }
+        release_standard_descriptors(held, count);
         pthread_sigmask(SIG_SETMASK, &mask, NULL);
     }
     pthread_mutex_unlock(&load_mutex);
@@ -295,124 +431,4 @@ receivewal_status rw_core_need(void)
     if (rw_forked())
         return RECEIVEWAL_ERR_FORKED;
     return atomic_load(&ready) ? RECEIVEWAL_OK : load();
-}
-
-/* --------------------------------------------------------------------------- the calls, as jobs of the service thread */
-
-typedef struct job
-{
-    receivewal_status status;
-    uint64_t id;
-    int fd, server_version, event_fd, stop_fd;
-    char **text;
-    rw_core_request *request;
-    rw_core_event **list;
-    receivewal_progress *progress;
-    int usable;
-} job;
-
-static void job_open(void *argument)
-{
-    job *j = argument;
-
-    j->status = core.open(j->fd, j->server_version, j->event_fd, j->stop_fd, &j->id, j->text);
-}
-
-receivewal_status rw_core_open(int fd, int server_version, int event_fd, int stop_fd, uint64_t *id, char **text)
-{
-    job j = { .fd = fd, .server_version = server_version, .event_fd = event_fd, .stop_fd = stop_fd, .text = text };
-
-    call(job_open, &j);
-    *id = j.id;
-    return j.status;
-}
-
-static void job_begin(void *argument)
-{
-    job *j = argument;
-
-    j->status = core.begin(j->id, j->request, j->text);
-}
-
-receivewal_status rw_core_begin(uint64_t id, rw_core_request *request, char **text)
-{
-    job j = { .id = id, .request = request, .text = text };
-
-    call(job_begin, &j);
-    return j.status;
-}
-
-static void job_take(void *argument)
-{
-    job *j = argument;
-
-    j->status = core.take(j->id, j->list);
-}
-
-receivewal_status rw_core_take(uint64_t id, rw_core_event **list)
-{
-    job j = { .id = id, .list = list };
-
-    call(job_take, &j);
-    return j.status;
-}
-
-static void job_cancel(void *argument)
-{
-    job *j = argument;
-
-    j->status = core.cancel(j->id);
-}
-
-receivewal_status rw_core_cancel(uint64_t id)
-{
-    job j = { .id = id };
-
-    call(job_cancel, &j);
-    return j.status;
-}
-
-static void job_progress(void *argument)
-{
-    job *j = argument;
-
-    j->status = core.progress(j->id, j->progress);
-}
-
-receivewal_status rw_core_progress(uint64_t id, receivewal_progress *progress)
-{
-    job j = { .id = id, .progress = progress };
-
-    call(job_progress, &j);
-    return j.status;
-}
-
-static void job_usable(void *argument)
-{
-    job *j = argument;
-
-    j->usable = core.usable(j->id);
-}
-
-int rw_core_usable(uint64_t id)
-{
-    job j = { .id = id };
-
-    call(job_usable, &j);
-    return j.usable;
-}
-
-static void job_close(void *argument)
-{
-    job *j = argument;
-
-    j->status = core.close(j->id);
-}
-
-receivewal_status rw_core_close(uint64_t id)
-{
-    job j = { .id = id };
-
-    call(job_close, &j);
-    return j.status;
 }

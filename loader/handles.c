@@ -83,8 +83,7 @@ rw_slot *rw_slot_new(void)
             continue;
         if (atomic_compare_exchange_strong(&slot->word, &word, word | BUSY))
         {
-            slot->core_id = 0;
-            slot->event_fd = -1;
+            slot->pump = (rw_pump){ .event_fd = -1, .poll_fd = -1 };
             slot->stop_fd = -1;
             slot->running = false;
             return slot;

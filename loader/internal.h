@@ -47,8 +47,8 @@ void rw_thread_settled(receivewal *rw);
 /* ---- structs.c: structs that may be of an older or a newer header ---- */
 
 typedef struct rw_layout rw_layout;
-extern const rw_layout rw_layout_connection, rw_layout_options, rw_layout_progress, rw_layout_system, rw_layout_slot,
-    rw_layout_start_point;
+extern const rw_layout rw_layout_connection, rw_layout_io, rw_layout_options, rw_layout_progress, rw_layout_system, rw_layout_slot,
+    rw_layout_start_point, rw_layout_check_options, rw_layout_check;
 
 #define RW_PROBLEM_MAX 256
 
@@ -67,15 +67,100 @@ bool rw_slot_name_check(const char *what, const char *name, char problem[RW_PROB
 bool rw_directory_check(const char *what, const char *directory, char problem[RW_PROBLEM_MAX]);
 bool rw_segment_size_valid(uint32_t segment_size);
 
+/* ---- pump.c: waiting for a request, and telling the host what happened ---- */
+
+typedef struct rw_relay rw_relay;
+
+/* What the thread that waits for a request works with. */
+typedef struct rw_pump
+{
+    uint64_t core_id;    /* 0: not opened */
+    int event_fd;        /* the core's: readable while events wait */
+    int poll_fd;         /* an epoll descriptor that watches event_fd, and what the relay waits for */
+    rw_relay *relay;     /* NULL: the core has the host's socket itself */
+    rw_core_event *done; /* of a request that has ended, while the relay is settled */
+    int settling;        /* how often that was begun */
+    bool due;            /* events may wait */
+    bool cancelled;      /* a callback wanted to stop */
+} rw_pump;
+
+/* What poll_fd says that is ready. */
+enum { RW_WATCH_CORE, RW_WATCH_HOST, RW_WATCH_PAIR };
+
+/* Makes the descriptors. Returns true, or false and errno. */
+bool rw_pump_open(rw_pump *p);
+/* Closes them, and the relay. */
+void rw_pump_close(rw_pump *p);
+
+/*
+ * Takes events and gives them to the callbacks until DONE, or until timeout milliseconds are over (negative: never).
+ * Returns DONE, which the caller frees, or NULL: still running, or the process is now a forked child.
+ */
+rw_core_event *rw_pump_run(rw_pump *p, const receivewal_events *events, int timeout);
+
+/* A request has begun that nobody waits for yet. */
+void rw_pump_started(const rw_pump *p);
+
+/* Whether the connection is idle, and no byte of it is left in the relay. */
+bool rw_pump_usable(const rw_pump *p);
+
+void rw_event_free(rw_core_event *event);
+
+/* fd, or a duplicate of it in its place if it has the number of a standard descriptor: a host that has closed those may write
+ * its messages there. -1 stays -1, with errno. */
+int rw_not_standard(int fd);
+
+/* A descriptor that is readable once something has been written to it. Close-on-exec, non-blocking. -1 and errno on failure. */
+int rw_eventfd(void);
+/* Writes to it. Async-signal-safe. */
+void rw_signal(int event_fd);
+
+/* ---- relay.c: the bytes of a connection that the host reads and writes itself ---- */
+
+/* A relay for a connection with io, and the descriptor that the core is to use in place of the connection's. NULL and errno
+ * on failure. */
+rw_relay *rw_relay_new(const receivewal_connection *connection, int *core_end);
+void rw_relay_free(rw_relay *relay, int poll_fd);
+/* Whose connection it is: before the first work. */
+void rw_relay_serve(rw_relay *relay, uint64_t core_id);
+
+/* Moves bytes, as far as that goes without waiting, but not for ever. Returns true if it could go on at once. */
+bool rw_relay_work(rw_relay *relay);
+/* Makes poll_fd watch what the relay waits for. false and errno on failure. */
+bool rw_relay_watch(rw_relay *relay, int poll_fd);
+/* The host's descriptor has become ready. */
+void rw_relay_ready(rw_relay *relay, uint32_t events);
+
+/* How many bytes have been read from the host so far. */
+uint64_t rw_relay_passed(const rw_relay *relay);
+/* Whether none is in it, in either direction. */
+bool rw_relay_empty(const rw_relay *relay);
+/* Whether the connection has neither ended nor failed. */
+bool rw_relay_open(const rw_relay *relay);
+
+/* ---- connection.c: a connection that a host lends ---- */
+
+/* A receivewal_connection of this library's size; its io points to this struct's. */
+typedef struct rw_connection
+{
+    receivewal_connection connection;
+    receivewal_io io;
+} rw_connection;
+
+/* OK; else why it cannot be lent: SIZE, INVALID, BAD_FD, NOT_SOCKET, NOT_CONNECTED, and a sentence. */
+receivewal_status rw_connection_check(const receivewal_connection *theirs, rw_connection *ours, char problem[RW_PROBLEM_MAX]);
+
+/* Gives it to the core: a new session's, or in answer to RW_CORE_RECONNECT. OK; else a sentence. */
+receivewal_status rw_connection_lend(const rw_connection *lent, rw_pump *p, int stop_fd, char problem[RW_PROBLEM_MAX]);
+
 /* ---- handles.c: the table of handles ---- */
 
 typedef struct rw_slot
 {
     /* generation, open, busy and users in one word: see handles.c. The rest is written only while the slot is busy;
-     * event_fd, stop_fd and core_id only while it is not open, so users may read them. */
+     * stop_fd and the pump's core_id and descriptors only while it is not open, so users may read them. */
     _Atomic uint64_t word;
-    uint64_t core_id;
-    int event_fd;
+    rw_pump pump;
     int stop_fd;
     bool running; /* receivewal_start has begun a receive whose result nobody has taken yet */
     receivewal_events events;
@@ -108,24 +193,14 @@ bool rw_forked(void);
 receivewal_status rw_core_need(void);
 
 /* The core's functions, called on the service thread; rw_core_need has returned OK before. */
-receivewal_status rw_core_open(int fd, int server_version, int event_fd, int stop_fd, uint64_t *id, char **text);
+receivewal_status rw_core_open(int fd, const receivewal_connection *connection, int event_fd, int stop_fd, uint64_t *id, char **text);
 receivewal_status rw_core_begin(uint64_t id, rw_core_request *request, char **text);
 receivewal_status rw_core_take(uint64_t id, rw_core_event **list);
 receivewal_status rw_core_cancel(uint64_t id);
+receivewal_status rw_core_reconnect(uint64_t id, rw_core_answer answer, int fd, const receivewal_connection *connection, char **text);
+receivewal_status rw_core_lost(uint64_t id, const char *reason);
 receivewal_status rw_core_progress(uint64_t id, receivewal_progress *progress);
 int rw_core_usable(uint64_t id);
 receivewal_status rw_core_close(uint64_t id);
-
-/* ---- pump.c: waiting for a request, and telling the host what happened ---- */
-
-/* A descriptor that is readable once something has been written to it. Close-on-exec, non-blocking. -1 and errno on failure. */
-int rw_eventfd(void);
-
-/*
- * Takes events and gives them to the callbacks until DONE, or until timeout milliseconds are over (negative: never).
- * Returns DONE, which the caller frees, or NULL: still running, or the process is now a forked child.
- */
-rw_core_event *rw_pump(uint64_t core_id, int event_fd, const receivewal_events *events, int timeout);
-void rw_event_free(rw_core_event *event);
 
 #endif /* RW_INTERNAL_H */

@@ -44,8 +44,24 @@ struct rw_layout
 static const field connection_fields[] = {
     FIELD(receivewal_connection, fd),
     FIELD(receivewal_connection, server_version),
+    FIELD(receivewal_connection, io),
+    FIELD(receivewal_connection, read_ahead),
+    FIELD(receivewal_connection, read_ahead_length),
+    FIELD(receivewal_connection, streaming),
+    FIELD(receivewal_connection, stream_timeline),
+    FIELD(receivewal_connection, stream_lsn),
+    FIELD(receivewal_connection, system_identifier),
+    FIELD(receivewal_connection, segment_size),
 };
-LAYOUT(connection, receivewal_connection, RECEIVEWAL_CONNECTION_INIT, server_version);
+LAYOUT(connection, receivewal_connection, RECEIVEWAL_CONNECTION_INIT, segment_size);
+
+static const field io_fields[] = {
+    FIELD(receivewal_io, ctx),
+    FIELD(receivewal_io, read),
+    FIELD(receivewal_io, write),
+    FIELD(receivewal_io, errmsg),
+};
+LAYOUT(io, receivewal_io, RECEIVEWAL_IO_INIT, errmsg);
 
 static const field options_fields[] = {
     FIELD(receivewal_options, directory),
@@ -58,12 +74,20 @@ static const field options_fields[] = {
     FIELD(receivewal_options, synchronous),
     FIELD(receivewal_options, no_sync),
     FIELD(receivewal_options, file_mode),
+    FIELD(receivewal_options, receive_timeout),
+    FIELD(receivewal_options, flush_interval),
+    FIELD(receivewal_options, repair),
+    FIELD(receivewal_options, on_disk_full),
+    FIELD(receivewal_options, check_pages),
     FIELD(receivewal_options, events.ctx),
     FIELD(receivewal_options, events.log),
     FIELD(receivewal_options, events.segment_opened),
     FIELD(receivewal_options, events.segment_completed),
     FIELD(receivewal_options, events.timeline_switched),
     FIELD(receivewal_options, events.progress),
+    FIELD(receivewal_options, events.reconnect),
+    FIELD(receivewal_options, events.problem),
+    FIELD(receivewal_options, events.disk_full),
     FIELD(receivewal_options, events.reserved),
 };
 LAYOUT(options, receivewal_options, RECEIVEWAL_OPTIONS_INIT, events);
@@ -77,6 +101,7 @@ static const field progress_fields[] = {
     FIELD(receivewal_progress, server_lsn),
     FIELD(receivewal_progress, bytes),
     FIELD(receivewal_progress, segments),
+    FIELD(receivewal_progress, reconnects),
     FIELD(receivewal_progress, server_time),
     FIELD(receivewal_progress, received_time),
     FIELD(receivewal_progress, segment),
@@ -105,6 +130,26 @@ static const field start_point_fields[] = {
     FIELD(receivewal_start_point, segment),
 };
 LAYOUT(start_point, receivewal_start_point, RECEIVEWAL_START_POINT_INIT, segment);
+
+static const field check_options_fields[] = {
+    FIELD(receivewal_check_options, segment_size),
+    FIELD(receivewal_check_options, decode),
+    FIELD(receivewal_check_options, ctx),
+    FIELD(receivewal_check_options, problem),
+};
+LAYOUT(check_options, receivewal_check_options, RECEIVEWAL_CHECK_OPTIONS_INIT, problem);
+
+static const field check_fields[] = {
+    FIELD(receivewal_check, segments),
+    FIELD(receivewal_check, problems),
+    FIELD(receivewal_check, leftovers),
+    FIELD(receivewal_check, system_identifier),
+    FIELD(receivewal_check, segment_size),
+    FIELD(receivewal_check, timeline),
+    FIELD(receivewal_check, oldest_lsn),
+    FIELD(receivewal_check, lsn),
+};
+LAYOUT(check, receivewal_check, RECEIVEWAL_CHECK_INIT, lsn);
 
 /* No struct of ours will ever be this large; a size that is was not set. */
 #define ABSURD ((size_t)64 * 1024)
@@ -139,7 +184,8 @@ bool rw_struct_check(const rw_layout *layout, const void *theirs, char problem[R
 
         if (f->begin < size && size < f->end)
         {
-            snprintf(problem, RW_PROBLEM_MAX, "%s.size is %zu, which ends inside the field %s: not the size of any version of this struct",
+            snprintf(problem, RW_PROBLEM_MAX,
+                     "%s.size is %zu, which ends inside the field %s: not the size of any version of this struct",
                      layout->name, size, f->name);
             return false;
         }
@@ -235,6 +281,12 @@ bool rw_options_check(const receivewal_options *options, char problem[RW_PROBLEM
         complaint = "file_mode has bits outside 0777";
     else if (options->file_mode != 0 && (options->file_mode & 0600) != 0600)
         complaint = "file_mode does not let the owner read and write";
+    else if (options->flush_interval < 0)
+        complaint = "flush_interval is negative";
+    else if ((int)options->repair < RECEIVEWAL_REPAIR || (int)options->repair > RECEIVEWAL_REPAIR_OFF)
+        complaint = "repair is none of RECEIVEWAL_REPAIR*";
+    else if ((int)options->on_disk_full < RECEIVEWAL_DISK_FULL_FAIL || (int)options->on_disk_full > RECEIVEWAL_DISK_FULL_WAIT)
+        complaint = "on_disk_full is none of RECEIVEWAL_DISK_FULL_*";
     for (size_t i = 0; complaint == NULL && i < COUNT(options->events.reserved); i++)
         if (options->events.reserved[i] != NULL)
             complaint = "events.reserved is not NULL: an event that this version of libreceivewal does not know";

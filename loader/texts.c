@@ -19,7 +19,8 @@ static _Thread_local struct
 } thread_error;
 
 /* What a forked child gets: made of nothing that the fork may have left half done. */
-static const char forked_message[] = "this process was forked by one that had already used libreceivewal; fork before its first use, or exec";
+static const char forked_message[] =
+    "this process was forked by one that had already used libreceivewal; fork before its first use, or exec";
 
 void rw_texts_clear(rw_texts *texts)
 {

@@ -2,6 +2,7 @@ package segment
 
 import (
 	"bufio"
+	"bytes"
 	"compress/gzip"
 	"encoding/binary"
 	"io"
@@ -9,10 +10,12 @@ import (
 	"github.com/pierrec/lz4/v4"
 )
 
-// uncompressedSize tells how many bytes a compressed file holds, as cheaply as pg_receivewal does: gzip says it in its
-// last four bytes, the others have to be read. Files that cannot be read to the end have as many bytes as
-// could be decoded; nothing beyond limit is looked at.
+// uncompressedSize tells how many bytes a compressed file holds, as cheaply as pg_receivewal does: a complete gzip file says it
+// in its last four bytes, the others have to be read.
 func (d *Directory) uncompressedSize(f file, limit int64) (int64, error) {
+	if f.compression != Gzip || f.partial {
+		return d.decodedSize(f, limit)
+	}
 	in, err := d.dir.Open(f.name, false)
 	if err != nil {
 		return 0, failure("open file", d.full(f.name), err)
@@ -22,34 +25,48 @@ func (d *Directory) uncompressedSize(f file, limit int64) (int64, error) {
 	if err != nil {
 		return 0, failure("stat file", d.full(f.name), err)
 	}
-	if f.compression == Gzip && !f.partial {
-		var size [4]byte // ISIZE, RFC 1952
-		if length < int64(len(size)) {
-			return 0, nil
-		}
-		if _, err := in.ReadAt(size[:], length-int64(len(size))); err != nil {
-			return 0, failure("read file", d.full(f.name), err)
-		}
-		return int64(binary.LittleEndian.Uint32(size[:])), nil
+	var size [4]byte // ISIZE, RFC 1952
+	if length < int64(len(size)) {
+		return 0, nil
+	}
+	if _, err := in.ReadAt(size[:], length-int64(len(size))); err != nil {
+		return 0, failure("read file", d.full(f.name), err)
+	}
+	return int64(binary.LittleEndian.Uint32(size[:])), nil
+}
+
+// decodedSize decompresses a file to tell how many bytes it holds. One that cannot be read to its end has as many as could
+// be decoded; nothing beyond limit is looked at.
+func (d *Directory) decodedSize(f file, limit int64) (int64, error) {
+	in, err := d.dir.Open(f.name, false)
+	if err != nil {
+		return 0, failure("open file", d.full(f.name), err)
+	}
+	defer in.Close()
+	length, err := in.Size()
+	if err != nil {
+		return 0, failure("stat file", d.full(f.name), err)
 	}
 	return decodable(f.compression, io.NewSectionReader(in, 0, length), limit+1), nil
 }
 
 // decodable counts the bytes that can be decoded before the data ends, is damaged, or reaches the limit.
 func decodable(compression Compression, in io.Reader, limit int64) int64 {
-	var out io.Reader
+	n, _ := io.Copy(io.Discard, io.LimitReader(decoder(compression, in), limit)) // an error is where it ends
+	return n
+}
+
+// decoder reads what a file holds.
+func decoder(compression Compression, in io.Reader) io.Reader {
 	switch compression {
 	case Gzip:
 		z, err := gzip.NewReader(bufio.NewReader(in))
 		if err != nil {
-			return 0
+			return bytes.NewReader(nil)
 		}
-		out = z
+		return z
 	case LZ4:
-		out = lz4.NewReader(in)
-	default:
-		out = in
+		return lz4.NewReader(in)
 	}
-	n, _ := io.Copy(io.Discard, io.LimitReader(out, limit)) // an error is where it ends
-	return n
+	return in
 }

@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"path/filepath"
+	"slices"
 	"sort"
 	"time"
 
@@ -63,7 +64,8 @@ func (d *Directory) SetMode(mode fs.FileMode) { d.mode = mode }
 // FileMode is the mode of WAL files beside a data directory of the given mode: 0640 where the group may read it,
 // else 0600 (SetDataDirectoryCreatePerm in common/file_perm.c).
 func FileMode(dataDirectory fs.FileMode) fs.FileMode {
-	if dataDirectory&0o040 != 0 {
+	const group = 0o750
+	if dataDirectory&group == group {
 		return 0o640
 	}
 	return 0o600
@@ -80,7 +82,7 @@ type Start struct {
 }
 
 // FindStart looks through a directory as [Directory.Start] does, without locking it. Size 0 means: as the files
-// say.
+// say; it stays 0 if none does.
 func FindStart(path string, size Size, warn func(string)) (Start, error) {
 	d, err := openUnlocked(OS, path)
 	if err != nil {
@@ -95,24 +97,16 @@ func FindStart(path string, size Size, warn func(string)) (Start, error) {
 	return d.Start(size, warn)
 }
 
-// guessSize takes the segment size from the first page of a segment, or else from the size of a complete one. 0
-// means that there is none.
+// guessSize takes the segment size from the first pages of the newest segments. 0 means that there are none.
 func (d *Directory) guessSize() (Size, error) {
-	files, err := d.files()
+	pages, err := d.firstPages()
 	if err != nil {
 		return 0, err
 	}
 	var size Size
-	for _, f := range files {
-		if f.compression != Plain {
-			continue
-		}
-		page, err := d.firstPage(f.name)
-		if err != nil {
-			return 0, err
-		}
-		found := page.segmentSize()
-		if !page.isHeader() || !found.Valid() {
+	for _, p := range pages {
+		found := p.header.segmentSize()
+		if !found.Valid() {
 			continue
 		}
 		if size != 0 && size != found {
@@ -121,6 +115,40 @@ func (d *Directory) guessSize() (Size, error) {
 		size = found
 	}
 	return size, nil
+}
+
+// firstPage is the beginning of a segment in the directory.
+type firstPage struct {
+	name   string
+	header pageHeader
+}
+
+// enoughPages is how many segments decide whose WAL a directory holds: enough that a stray file does not.
+const enoughPages = 4
+
+// firstPages reads the first pages of the newest segments, complete and partial, plain and compressed.
+func (d *Directory) firstPages() ([]firstPage, error) {
+	files, err := d.files()
+	if err != nil {
+		return nil, err
+	}
+	var pages []firstPage
+	for i := len(files) - 1; i >= 0 && len(pages) < enoughPages; i-- {
+		if files[i].compression == Unknown {
+			continue
+		}
+		header, err := d.firstPage(files[i])
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		if header.isHeader() { // else an empty partial, or one whose first page never got there
+			pages = append(pages, firstPage{files[i].name, header})
+		}
+	}
+	return pages, nil
 }
 
 // files lists the files that have a segment's name.
@@ -161,6 +189,17 @@ func (c candidate) newer(o candidate) bool {
 // the newest partial one. A file of the wrong size is warned of and passed over, as pg_receivewal does. A partial may
 // have any size up to a segment's: administrators make an empty one to set the start.
 func (d *Directory) Start(size Size, warn func(string)) (Start, error) {
+	return d.start(size, warn, func(ID) bool { return true })
+}
+
+// StartAfter is Start among the files of the timelines in history that come after one.
+func (d *Directory) StartAfter(timeline Timeline, history History, size Size) (Start, error) {
+	return d.start(size, nil, func(id ID) bool {
+		return id.Timeline > timeline && slices.ContainsFunc(history, func(e HistoryEntry) bool { return e.Timeline == id.Timeline })
+	})
+}
+
+func (d *Directory) start(size Size, warn func(string), consider func(ID) bool) (Start, error) {
 	if warn == nil {
 		warn = func(string) {}
 	}
@@ -179,12 +218,17 @@ func (d *Directory) Start(size Size, warn func(string)) (Start, error) {
 			warn(fmt.Sprintf("segment file %q has an impossible name, skipping", f.name))
 			continue
 		}
-		candidates = append(candidates, candidate{f, id})
+		if consider(id) {
+			candidates = append(candidates, candidate{f, id})
+		}
 	}
-	sort.Slice(candidates, func(i, j int) bool { return candidates[i].newer(candidates[j]) })
+	sort.SliceStable(candidates, func(i, j int) bool { return candidates[i].newer(candidates[j]) })
 	for _, c := range candidates {
 		if !c.partial {
 			whole, err := d.isWhole(c.file, size, warn)
+			if errors.Is(err, fs.ErrNotExist) {
+				continue // somebody has just removed it
+			}
 			if err != nil {
 				return Start{}, err
 			}
@@ -200,15 +244,18 @@ func (d *Directory) Start(size Size, warn func(string)) (Start, error) {
 
 // isWhole checks that a file without .partial holds exactly one segment.
 func (d *Directory) isWhole(f file, size Size, warn func(string)) (bool, error) {
+	if f.compression == Unknown {
+		return true, nil // another program has made it of a complete segment, and only that can tell what is in it
+	}
 	if f.compression == Plain {
-		info, err := d.dir.Stat(f.name)
+		length, _, err := d.dir.Stat(f.name)
 		if err != nil {
 			return false, failure("stat file", d.full(f.name), err)
 		}
-		if info.Size() != int64(size) {
-			warn(fmt.Sprintf("segment file %q has incorrect size %d, skipping", f.name, info.Size()))
+		if length != int64(size) {
+			warn(fmt.Sprintf("segment file %q has incorrect size %d, skipping", f.name, length))
 		}
-		return info.Size() == int64(size), nil
+		return length == int64(size), nil
 	}
 	length, err := d.uncompressedSize(f, int64(size))
 	if err != nil {
@@ -220,40 +267,25 @@ func (d *Directory) isWhole(f file, size Size, warn func(string)) (bool, error) 
 	return length == int64(size), nil
 }
 
-// CheckOwner makes sure that the directory's WAL is of the cluster that will be received from: the first page of its
-// newest plain segments, complete and partial, must carry the server's system identifier and segment size.
+// CheckOwner makes sure that the directory's WAL is of the cluster that will be received from: the first pages of its
+// newest segments must carry the server's system identifier and segment size.
 func (d *Directory) CheckOwner(systemIdentifier uint64, size Size) error {
-	files, err := d.files()
+	pages, err := d.firstPages()
 	if err != nil {
 		return err
 	}
-	checked := 0
-	for i := len(files) - 1; i >= 0 && checked < ownerChecks; i-- {
-		if files[i].compression != Plain {
-			continue
-		}
-		page, err := d.firstPage(files[i].name)
-		if err != nil {
-			return err
-		}
-		if !page.isHeader() {
-			continue // an empty partial, or one whose first page never got there
-		}
-		checked++
-		if got := page.systemIdentifier(); got != systemIdentifier {
+	for _, p := range pages {
+		if got := p.header.systemIdentifier(); got != systemIdentifier {
 			return fmt.Errorf("%w: %q is of the system %d, but the server is %d",
-				ErrForeign, d.full(files[i].name), got, systemIdentifier)
+				ErrForeign, d.full(p.name), got, systemIdentifier)
 		}
-		if got := page.segmentSize(); got != size {
+		if got := p.header.segmentSize(); got != size {
 			return fmt.Errorf("%w: %q is of a cluster with segments of %d bytes, but the server's have %d",
-				ErrForeign, d.full(files[i].name), got, size)
+				ErrForeign, d.full(p.name), got, size)
 		}
 	}
 	return nil
 }
-
-// ownerChecks is how many segments CheckOwner looks at: enough that a stray file does not decide.
-const ownerChecks = 4
 
 // Settle makes durable what an earlier receiver may have left in the page cache: an LSN in this directory can be
 // reported flushed only after it. The kernel has long written back what was changed before settleAge.
@@ -268,14 +300,17 @@ func (d *Directory) Settle(now time.Time) error {
 		if !isSegment && !isHistory {
 			continue
 		}
-		info, err := d.dir.Stat(name)
+		_, changed, err := d.dir.Stat(name)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // somebody has just removed it
+		}
 		if err != nil {
 			return failure("stat file", d.full(name), err)
 		}
-		if now.Sub(info.ModTime()) > settleAge {
+		if now.Sub(changed) > settleAge {
 			continue
 		}
-		if err := d.syncFile(name); err != nil {
+		if err := d.syncFile(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
 	}
@@ -303,16 +338,18 @@ func (d *Directory) syncFile(name string) error {
 	return nil
 }
 
-// HasHistory tells whether a timeline's history file is there.
+// HasHistory tells whether a timeline's history file is there and says something. One that a crash or another program
+// left empty or damaged does not; WriteHistory replaces it.
 func (d *Directory) HasHistory(timeline Timeline) (bool, error) {
-	_, err := d.dir.Stat(HistoryName(timeline))
-	if err == nil {
-		return true, nil
-	}
+	content, err := d.readHistory(timeline)
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
 	}
-	return false, failure("stat file", d.full(HistoryName(timeline)), err)
+	if err != nil {
+		return false, err
+	}
+	h, err := ParseHistory(timeline, content)
+	return err == nil && len(h) > 1, nil
 }
 
 // History reads the ancestry of a timeline from its history file, which must be there unless the timeline is 1.
@@ -320,6 +357,18 @@ func (d *Directory) History(timeline Timeline) (History, error) {
 	if timeline == 1 {
 		return ParseHistory(1, nil)
 	}
+	content, err := d.readHistory(timeline)
+	if err != nil {
+		return nil, err
+	}
+	h, err := ParseHistory(timeline, content)
+	if err != nil {
+		return nil, failure("read file", d.full(HistoryName(timeline)), err)
+	}
+	return h, nil
+}
+
+func (d *Directory) readHistory(timeline Timeline) ([]byte, error) {
 	name := HistoryName(timeline)
 	f, err := d.dir.Open(name, false)
 	if err != nil {
@@ -330,32 +379,17 @@ func (d *Directory) History(timeline Timeline) (History, error) {
 	if err != nil {
 		return nil, failure("read file", d.full(name), err)
 	}
-	return ParseHistory(timeline, content)
+	return content, nil
 }
 
 // maxHistory is the largest history file that is read, in bytes: some hundred thousand timelines.
 const maxHistory = 16 << 20
 
 // WriteHistory stores a history file with exactly these bytes. It appears whole and durable, or not at all. One that is
-// there already is left as it is if it is the same, and replaced otherwise.
+// there already is replaced unless it is the same.
 func (d *Directory) WriteHistory(timeline Timeline, content []byte) error {
 	name := HistoryName(timeline)
-	if d.holds(name, content) {
-		return nil
-	}
-	f, err := d.dir.Create(d.mode)
-	if err != nil {
-		return failure("create file", d.full(name), err)
-	}
-	if _, err = f.WriteAt(content, 0); err == nil {
-		err = f.Sync()
-	}
-	if err == nil {
-		err = d.name(f, name)
-	}
-	if closeErr := f.Close(); err == nil {
-		err = closeErr
-	}
+	err := d.writeHistory(name, content)
 	if err == nil {
 		err = d.dir.Sync()
 	}
@@ -363,6 +397,39 @@ func (d *Directory) WriteHistory(timeline Timeline, content []byte) error {
 		return failure("write file", d.full(name), err)
 	}
 	return nil
+}
+
+func (d *Directory) writeHistory(name string, content []byte) (err error) {
+	if d.holds(name, content) {
+		return d.syncFile(name)
+	}
+	f, err := d.dir.Create(d.mode)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if closeErr := f.Close(); err == nil {
+			err = closeErr
+		}
+	}()
+	if err := writeAt(f, content, 0); err != nil {
+		return err
+	}
+	if err := f.Sync(); err != nil {
+		return err
+	}
+	// As in pg_receivewal, it comes by a temporary name, and replaces what has its own.
+	temporary := name + ".tmp"
+	if err := d.dir.Remove(temporary); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := d.dir.Link(f, temporary); err != nil {
+		return err
+	}
+	if err := f.Sync(); err != nil { // under a name: see Writer.show
+		return err
+	}
+	return d.dir.Rename(temporary, name)
 }
 
 // holds tells whether a file is there and has this content.
@@ -374,25 +441,4 @@ func (d *Directory) holds(name string, content []byte) bool {
 	defer f.Close()
 	have, err := io.ReadAll(io.NewSectionReader(f, 0, int64(len(content))+1))
 	return err == nil && bytes.Equal(have, content)
-}
-
-// name gives a file made by Create its name, replacing a file that has it.
-func (d *Directory) name(f File, name string) error {
-	err := d.dir.Link(f, name)
-	if !errors.Is(err, fs.ErrExist) {
-		return err
-	}
-	temporary := name + ".tmp"
-	if err := d.dir.Link(f, temporary); errors.Is(err, fs.ErrExist) {
-		if err := d.dir.Remove(temporary); err != nil {
-			return err
-		}
-		err = d.dir.Link(f, temporary)
-		if err != nil {
-			return err
-		}
-	} else if err != nil {
-		return err
-	}
-	return d.dir.Rename(temporary, name)
 }

@@ -3,6 +3,7 @@ package segment
 import (
 	"io"
 	"io/fs"
+	"time"
 )
 
 // FS opens directories. [OS] is the real one; tests have others that fail or lose power.
@@ -14,10 +15,10 @@ type FS interface {
 // happens to the directory's own path, or to the process's working directory, after it was opened makes no
 // difference.
 type Dir interface {
-	// Names lists everything but sub-directories, in no order.
+	// Names lists the regular files, and the symbolic links to such, in no order.
 	Names() ([]string, error)
-	// Stat tells a file's size, and when its data was last changed.
-	Stat(name string) (fs.FileInfo, error)
+	// Stat tells a file's length in bytes, and when anything about it was last changed.
+	Stat(name string) (size int64, changed time.Time, err error)
 	// Open opens an existing file, to read or also to write.
 	Open(name string, write bool) (File, error)
 	// Create makes a file with exactly these permission bits that has no visible name, and so is gone after a

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -51,20 +52,29 @@ func (d *osDir) Names() ([]string, error) {
 	}
 	names := make([]string, 0, len(entries))
 	for _, e := range entries {
-		if !e.IsDir() {
+		if d.isRegular(e) {
 			names = append(names, e.Name())
 		}
 	}
 	return names, nil
 }
 
-func (d *osDir) Stat(name string) (fs.FileInfo, error) {
-	f, err := d.open(name, unix.O_RDONLY|unix.O_NONBLOCK) // a FIFO must not hang us
-	if err != nil {
-		return nil, err
+// isRegular follows symbolic links. A file that has gone meanwhile is none.
+func (d *osDir) isRegular(e fs.DirEntry) bool {
+	if e.Type()&fs.ModeSymlink == 0 {
+		return e.Type().IsRegular()
 	}
-	defer f.Close()
-	return f.Stat()
+	var st unix.Stat_t
+	return unix.Fstatat(d.fd(), e.Name(), &st, 0) == nil && st.Mode&unix.S_IFMT == unix.S_IFREG
+}
+
+func (d *osDir) Stat(name string) (int64, time.Time, error) {
+	var st unix.Stat_t
+	if err := unix.Fstatat(d.fd(), name, &st, 0); err != nil {
+		return 0, time.Time{}, err
+	}
+	// The time of the data's last change (mtime) can be set to any; this one cannot, and comes with every change.
+	return st.Size, time.Unix(st.Ctim.Unix()), nil
 }
 
 func (d *osDir) open(name string, flags int) (*os.File, error) {
@@ -134,12 +144,23 @@ func (d *osDir) Link(file File, name string) error {
 	}
 	err := unix.Renameat2(d.fd(), f.hidden, d.fd(), name, unix.RENAME_NOREPLACE)
 	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) { // the file system doesn't know the flag
-		if err = unix.Linkat(d.fd(), f.hidden, d.fd(), name, 0); err == nil {
-			err = unix.Unlinkat(d.fd(), f.hidden, 0)
-		}
+		err = d.renameToFree(f.hidden, name)
 	}
 	if err == nil {
 		f.hidden = ""
+	}
+	return err
+}
+
+// renameToFree renames a file unless the new name exists. The directory's lock keeps other receivers out in between.
+func (d *osDir) renameToFree(from, to string) error {
+	var st unix.Stat_t
+	err := unix.Fstatat(d.fd(), to, &st, unix.AT_SYMLINK_NOFOLLOW)
+	switch {
+	case err == nil:
+		return unix.EEXIST
+	case errors.Is(err, unix.ENOENT):
+		return unix.Renameat(d.fd(), from, d.fd(), to)
 	}
 	return err
 }
@@ -205,6 +226,11 @@ func (f *osFile) Allocate(size int64) error {
 	}
 	// The file system cannot reserve space: then at least the length is right, and a full disk shows when data is
 	// written.
+	return f.extend(size)
+}
+
+// extend makes the file longer, never shorter.
+func (f *osFile) extend(size int64) error {
 	if have, err := f.Size(); err != nil || have >= size {
 		return err
 	}

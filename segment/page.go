@@ -33,10 +33,10 @@ func (h *pageHeader) order() binary.ByteOrder {
 	return binary.LittleEndian
 }
 
-// isHeader tells whether this can be a segment's beginning at all.
+// isHeader tells whether this can be a segment's beginning at all. One that was cut off lacks at least the block size.
 func (h *pageHeader) isHeader() bool {
 	o := h.order()
-	return o.Uint16(h[0:])&0xF000 == 0xD000 && o.Uint16(h[2:])&longHeader != 0
+	return o.Uint16(h[0:])&0xF000 == 0xD000 && o.Uint16(h[2:])&longHeader != 0 && o.Uint32(h[36:]) != 0
 }
 
 func (h *pageHeader) timeline() Timeline       { return Timeline(h.order().Uint32(h[4:])) }
@@ -44,18 +44,26 @@ func (h *pageHeader) address() LSN             { return LSN(h.order().Uint64(h[8
 func (h *pageHeader) systemIdentifier() uint64 { return h.order().Uint64(h[24:]) }
 func (h *pageHeader) segmentSize() Size        { return Size(h.order().Uint32(h[32:])) }
 
-// firstPage reads the beginning of a file. What the file lacks is zero.
-func (d *Directory) firstPage(name string) (pageHeader, error) {
+// firstPage reads the beginning of a file: all zeros if the file is shorter, or cannot be decompressed up to there.
+func (d *Directory) firstPage(f file) (pageHeader, error) {
 	var h pageHeader
-	f, err := d.dir.Open(name, false)
+	in, err := d.dir.Open(f.name, false)
 	if err != nil {
-		return h, failure("open file", d.full(name), err)
+		return h, failure("open file", d.full(f.name), err)
 	}
-	defer f.Close()
-	if _, err := f.ReadAt(h[:], 0); err != nil && err != io.EOF {
-		return h, failure("read file", d.full(name), err)
+	defer in.Close()
+	length, err := in.Size()
+	if err != nil {
+		return h, failure("stat file", d.full(f.name), err)
 	}
-	return h, nil
+	_, err = io.ReadFull(decoder(f.compression, io.NewSectionReader(in, 0, length)), h[:])
+	switch {
+	case err == nil:
+		return h, nil
+	case f.compression == Plain && err != io.EOF && err != io.ErrUnexpectedEOF:
+		return h, failure("read file", d.full(f.name), err)
+	}
+	return pageHeader{}, nil
 }
 
 // checkFirstPage refuses a segment that is not what the server was asked for: another cluster's, another place's
@@ -80,6 +88,58 @@ func (w *Writer) checkFirstPage(id ID, h *pageHeader) error {
 	if want := w.o.History.TimelineOf(begin); h.timeline() != want {
 		return fmt.Errorf("%w: segment %s begins with a page of timeline %d instead of %d",
 			ErrForeign, name, h.timeline(), want)
+	}
+	return nil
+}
+
+// pageChecker holds the short header of each page against the page's address. A header may come in pieces.
+type pageChecker struct {
+	head [shortHeaderSize]byte
+}
+
+// shortHeaderSize is what every page begins with: magic, info, timeline and address.
+const shortHeaderSize = 16
+
+// check looks at data that continues the WAL at lsn, in a segment whose first header is first as far as it has come.
+// Segments' first pages are checkFirstPage's.
+func (c *pageChecker) check(first *pageHeader, size Size, lsn LSN, data []byte) error {
+	if begin := size.Offset(lsn); begin < pageHeaderSize {
+		skip := min(len(data), int(pageHeaderSize-begin))
+		data, lsn = data[skip:], lsn+LSN(skip)
+	}
+	if len(data) == 0 {
+		return nil
+	}
+	blockSize := LSN(first.order().Uint32(first[36:]))
+	if blockSize < 1<<10 || blockSize > 1<<16 || blockSize&(blockSize-1) != 0 {
+		return fmt.Errorf("%w: the segment of %s says that its pages have %d bytes", ErrForeign, lsn, blockSize)
+	}
+	for len(data) > 0 {
+		offset := int(lsn & (blockSize - 1))
+		if offset < shortHeaderSize && size.Offset(lsn) >= uint32(blockSize) {
+			if copy(c.head[offset:], data); offset+len(data) >= shortHeaderSize {
+				if err := c.checkHeader(first, lsn&^(blockSize-1)); err != nil {
+					return err
+				}
+			}
+		}
+		n := min(len(data), int(blockSize)-offset)
+		data, lsn = data[n:], lsn+LSN(n)
+	}
+	return nil
+}
+
+// checkHeader checks one page's header. A page that is all zero is what follows the end of a timeline in its last segment.
+func (c *pageChecker) checkHeader(first *pageHeader, page LSN) error {
+	if c.head == [shortHeaderSize]byte{} {
+		return nil
+	}
+	o := first.order()
+	if magic := o.Uint16(c.head[0:]); magic != o.Uint16(first[0:]) {
+		return fmt.Errorf("%w: the page at %s does not begin with the header of a WAL page", ErrForeign, page)
+	}
+	if got := LSN(o.Uint64(c.head[8:])); got != page {
+		return fmt.Errorf("%w: where the page of %s should be is that of %s", ErrGap, page, got)
 	}
 	return nil
 }

@@ -8,70 +8,62 @@ import (
 )
 
 // syncer makes durable what Append has written: the only place where a file gets its name and where the flushed LSN
-// moves. It works in rounds, each in this order:
+// moves. It always works on the oldest segment that is not complete and durable yet, and takes it forward in this order:
 //
-//	fdatasync each segment of the round
-//	-> name them: .partial for the last, if it isn't complete; the final name for those before, oldest first
-//	-> fsync the directory
+//	fdatasync the file
+//	-> if it has no name: name it .partial, fdatasync it under that name, fsync the directory
+//	-> if compressed files are replaced by it: remove them, fsync the directory
+//	-> if it is complete: rename .partial away, fsync the directory, close
 //	-> move the flushed LSN, tell the caller
 //
-// so that at every moment in between, the directory is one that a receive can continue from.
+// A power cut can come between any two of these, and may keep or lose every change of the directory that was not yet
+// fsynced, in any combination: POSIX promises no order. So the next change waits for that fsync wherever it must
+// not survive alone, and what is left is at every moment a directory from which a receive can go on.
 func (w *Writer) syncer() {
 	defer close(w.ended)
 	for {
-		r, more := w.nextRound()
+		s, end, more := w.nextWork()
 		if !more {
+			w.closeFiles()
 			return
 		}
-		w.finish(r, w.run(&r))
+		w.finish(s, end, w.forward(s, end))
 	}
 }
 
-// round is what the syncer makes durable in one go.
-type round struct {
-	segments []*openSegment
-	written  LSN  // where data ended when the round began
-	flush    bool // somebody asked for what is in the incomplete segment, too
-	names    int  // how many names were given
-	flushed  LSN  // what is durable afterwards; 0: nothing new
-	events   []Event
-}
-
-// nextRound waits for work; false when the Writer is closed and nothing is left to do.
-func (w *Writer) nextRound() (round, bool) {
+// nextWork waits until there is something to do for the oldest segment, and tells up to where it has data. It
+// is false once the Writer is closed and nothing is left to do, or nothing can be done after a failure.
+func (w *Writer) nextWork() (*openSegment, LSN, bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for w.err == nil && !w.due() && !w.closing {
+	for {
+		switch {
+		case w.err == nil && w.due():
+			s := w.pending[0]
+			return s, min(w.Written(), s.id.End(w.o.Size)), true
+		case w.closing:
+			return nil, 0, false
+		}
 		w.work.Wait()
 	}
-	if w.err != nil || !w.due() {
-		// Only Close gets here, or a failure: then wait for Close, which waits for us.
-		for !w.closing {
-			w.work.Wait()
-		}
-		w.err = errors.Join(w.err, w.closeFiles())
-		return round{}, false
-	}
-	r := round{written: w.Written(), flush: w.wanted > w.flushed}
-	r.segments = append(r.segments, w.pending...)
-	return r, true
 }
 
-// due tells whether there is anything to do: a complete segment, one that may become visible, or a flush.
+// due tells, with mu held, whether there is anything to do: a segment is complete, or may become visible, or a flush was
+// asked for.
 func (w *Writer) due() bool {
 	if len(w.pending) == 0 {
 		return false
 	}
-	head := w.pending[0]
-	written := w.Written()
-	return head.id.End(w.o.Size) <= written || w.mayShow(head, written) ||
+	s, written := w.pending[0], w.Written()
+	return written >= s.id.End(w.o.Size) || w.mayShow(s, written) ||
 		w.wanted > w.flushed && w.checked(written) > w.flushed
 }
 
 // mayShow tells whether a segment may get its .partial name: once its first page has been checked, and it holds as
 // much as what it replaces.
 func (w *Writer) mayShow(s *openSegment, written LSN) bool {
-	return !s.visible.Load() && written >= s.id.LSN(w.o.Size)+pageHeaderSize && written >= s.hold
+	return !s.visible && written >= s.id.LSN(w.o.Size)+pageHeaderSize && written >= s.hold &&
+		(!w.o.Whole || written >= s.id.End(w.o.Size))
 }
 
 // checked is how far a flush may go: not into a segment whose first page has not been checked.
@@ -82,44 +74,32 @@ func (w *Writer) checked(written LSN) LSN {
 	return written
 }
 
-// run does a round's work on the disk.
-func (w *Writer) run(r *round) (err error) {
+// forward makes the segment's data durable up to end, under the name that is due to it.
+func (w *Writer) forward(s *openSegment, end LSN) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			err = fmt.Errorf("%w: %v\n%s", ErrInternal, p, debug.Stack())
 		}
 	}()
-	for _, s := range r.segments {
-		if w.complete(s, r) || r.flush || w.mayShow(s, r.written) {
-			if err := w.sync(s); err != nil {
-				return err
-			}
-		}
+	complete := end == s.id.End(w.o.Size)
+	if err := w.sync(s); err != nil {
+		return err
 	}
-	for _, s := range r.segments {
-		if err := w.giveName(s, r); err != nil {
+	if w.mayShow(s, end) {
+		if err := w.show(s, complete); err != nil {
 			return err
 		}
 	}
-	if r.names > 0 && !w.o.NoSync {
-		if err := w.d.dir.Sync(); err != nil {
-			return failure("fsync directory", w.d.path, err)
-		}
-	}
-	for _, s := range r.segments {
-		if err := w.retire(s, r); err != nil {
+	if len(s.replaces) > 0 && end >= s.hold {
+		if err := w.retire(s); err != nil {
 			return err
 		}
-		if w.complete(s, r) {
-			r.flushed = s.id.End(w.o.Size)
-		} else if r.flush {
-			r.flushed = w.checked(r.written)
-		}
+	}
+	if complete {
+		return w.complete(s)
 	}
 	return nil
 }
-
-func (w *Writer) complete(s *openSegment, r *round) bool { return s.id.End(w.o.Size) <= r.written }
 
 func (w *Writer) sync(s *openSegment) error {
 	if w.o.NoSync {
@@ -131,77 +111,79 @@ func (w *Writer) sync(s *openSegment) error {
 	return nil
 }
 
-// giveName gives the segment the name that is due to it: its final one if it is complete, else .partial.
-func (w *Writer) giveName(s *openSegment, r *round) error {
-	partial, final := w.partialName(s.id), s.id.Name(w.o.Size)
-	if w.complete(s, r) {
-		if !s.visible.Load() {
-			err := w.d.dir.Link(s.file, final)
-			if err == nil {
-				r.named(Event{s.id, final, true})
-				return nil
-			}
-			if !errors.Is(err, fs.ErrExist) {
-				return failure("link file", w.d.full(final), err)
-			}
-			// A file of that name was passed over at the start, because it could not be a segment: replace it.
-			if err := w.d.dir.Link(s.file, partial); err != nil {
-				return failure("link file", w.d.full(partial), err)
-			}
-		}
-		if err := w.d.dir.Rename(partial, final); err != nil {
-			return failure("rename file", w.d.full(partial), err)
-		}
-		r.named(Event{s.id, final, true})
+func (w *Writer) syncDirectory() error {
+	if w.o.NoSync {
 		return nil
 	}
-	if w.mayShow(s, r.written) {
-		if err := w.d.dir.Link(s.file, partial); err != nil {
-			return failure("link file", w.d.full(partial), err)
-		}
-		s.visible.Store(true)
-		r.named(Event{s.id, partial, false})
+	if err := w.d.dir.Sync(); err != nil {
+		return failure("fsync directory", w.d.path, err)
 	}
 	return nil
 }
 
-func (r *round) named(e Event) {
-	r.names++
-	r.events = append(r.events, e)
+// show gives the file its .partial name.
+func (w *Writer) show(s *openSegment, complete bool) error {
+	partial := w.partialName(s.id)
+	if err := w.d.dir.Link(s.file, partial); err != nil {
+		return failure("link file", w.d.full(partial), err)
+	}
+	// An fsync without a name need not last: btrfs logs nothing for such a file (btrfs_log_inode_parent in tree-log.c).
+	if err := w.sync(s); err != nil {
+		return err
+	}
+	if !complete || len(s.replaces) > 0 {
+		if err := w.syncDirectory(); err != nil {
+			return err
+		}
+	} // else it gets its final name now, whether this one lasts or not
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	s.visible = true
+	if !complete {
+		w.events = append(w.events, Event{s.id, partial, false})
+	}
+	return nil
 }
 
-// retire removes what the segment replaces, now that its own name is durable, and closes it if it is complete.
-func (w *Writer) retire(s *openSegment, r *round) error {
-	if !w.complete(s, r) && !s.visible.Load() {
-		return nil
-	}
+// retire removes what the segment replaces, now that its own name, and as much data, are durable.
+func (w *Writer) retire(s *openSegment) error {
 	for _, name := range s.replaces {
 		if err := w.d.dir.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return failure("remove file", w.d.full(name), err)
 		}
 	}
 	s.replaces = nil
-	if !w.complete(s, r) {
-		return nil
+	return w.syncDirectory()
+}
+
+// complete gives the segment its final name. A file that has it was passed over at the start, because it could not be a
+// segment: it is replaced.
+func (w *Writer) complete(s *openSegment) error {
+	partial, final := w.partialName(s.id), s.id.Name(w.o.Size)
+	if err := w.d.dir.Rename(partial, final); err != nil {
+		return failure("rename file", w.d.full(partial), err)
+	}
+	if err := w.syncDirectory(); err != nil {
+		return err
 	}
 	f := s.file
 	s.file = nil
 	if err := f.Close(); err != nil {
-		return failure("close file", w.d.full(s.id.Name(w.o.Size)), err)
+		return failure("close file", w.d.full(final), err)
 	}
 	return nil
 }
 
-// finish records a round's result.
-func (w *Writer) finish(r round, err error) {
+// finish records what forward has achieved.
+func (w *Writer) finish(s *openSegment, end LSN, err error) {
 	w.mu.Lock()
 	if err != nil {
 		w.err = err
 	} else {
-		w.flushed = max(w.flushed, r.flushed)
-		w.events = append(w.events, r.events...)
-		for len(w.pending) > 0 && w.complete(w.pending[0], &r) {
+		w.flushed = w.checked(end)
+		if end == s.id.End(w.o.Size) {
 			w.pending = w.pending[1:]
+			w.events = append(w.events, Event{s.id, s.id.Name(w.o.Size), true})
 		}
 	}
 	w.mu.Unlock()
@@ -210,18 +192,23 @@ func (w *Writer) finish(r round, err error) {
 	}
 }
 
-// closeFiles closes what is still open, with mu held. A file that a failure left without a name is gone with it.
-func (w *Writer) closeFiles() error {
-	var failed error
-	for _, s := range w.pending {
+// closeFiles closes what is still open: a segment that is not complete, or after a failure all that remain. A file without
+// a name is gone with it.
+func (w *Writer) closeFiles() {
+	w.mu.Lock()
+	left, err := w.pending, w.err
+	w.pending = nil
+	w.mu.Unlock()
+	for _, s := range left {
 		if s.file == nil {
 			continue
 		}
-		if err := s.file.Close(); err != nil {
-			failed = errors.Join(failed, failure("close file", w.d.full(w.partialName(s.id)), err))
+		if closeErr := s.file.Close(); closeErr != nil && err == nil {
+			err = failure("close file", w.d.full(w.partialName(s.id)), closeErr)
 		}
 		s.file = nil
 	}
-	w.pending = nil
-	return failed
+	w.mu.Lock()
+	w.err = err
+	w.mu.Unlock()
 }

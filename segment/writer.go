@@ -18,6 +18,8 @@ type WriterOptions struct {
 	Size             Size
 	SystemIdentifier uint64
 	History          History // of Timeline; the first page of each segment is held against it
+	Whole            bool    // fill a hole: no new file is visible before its segment is complete
+	CheckPages       bool    // hold the header of each page against its address, not only the first's of a segment
 	NoSync           bool    // never wait for the disk: then "flushed" only means written
 	Notify           func()  // called by the syncer when Flushed, Events or Err have something new; must not block
 }
@@ -33,6 +35,7 @@ type Writer struct {
 
 	current *openSegment // the one being filled; nil before the first byte of a segment
 	written atomic.Uint64
+	pages   pageChecker
 
 	mu      sync.Mutex
 	work    sync.Cond      // the syncer waits here, with mu
@@ -57,26 +60,31 @@ type Event struct {
 type openSegment struct {
 	id      ID
 	file    File
-	visible atomic.Bool // as .partial; before that the file has no name, and is gone after a crash
-	header  pageHeader  // its beginning, as received
+	visible bool       // as .partial; before that the file has no name, and is gone after a crash. With Writer.mu
+	header  pageHeader // its beginning, as received; it goes to the file once it is whole and checked
 
-	// Other partial files of the same segment (compressed ones), which this one replaces. It stays without a name
-	// until it holds as much as they do: what was once flushed must not disappear.
+	// Other partial files of the same segment (compressed ones), which this one replaces once it holds as much as
+	// they do, up to hold. Until then they stay, and it gets no name: what was once flushed must not disappear.
 	replaces []string
 	hold     LSN
 }
 
 // NewWriter begins to write at o.Start, which is the first byte of a segment. An existing .partial of that
-// segment is filled again from its beginning, in place; its data stays until the same data is written over it.
+// segment is filled again from its beginning, in place; its data stays until the same data is written over it. What
+// lies before o.Start counts as flushed: see [Directory.Settle].
 func (d *Directory) NewWriter(o WriterOptions) *Writer {
 	w := &Writer{d: d, o: o, flushed: o.Start, ended: make(chan struct{})}
 	w.work.L = &w.mu
+	if o.Size.Offset(o.Start) != 0 {
+		w.err = fmt.Errorf("%w: %s is not the first byte of a segment", ErrInternal, o.Start)
+	}
 	w.written.Store(uint64(o.Start))
 	go w.syncer()
 	return w
 }
 
-// Written is the end of what has been written to files. Any goroutine.
+// Written is the end of what has been written to files, but for a segment's first 40 bytes, which wait until they can
+// be checked. Any goroutine.
 func (w *Writer) Written() LSN { return LSN(w.written.Load()) }
 
 // Flushed is the end of what is durable: it survives a power cut. Any goroutine.
@@ -116,11 +124,14 @@ func (w *Writer) Ready() bool {
 // many bytes it took. Data that does not continue where the last ended is ErrGap. After an error nothing of data
 // counts as written.
 func (w *Writer) Append(lsn LSN, data []byte) (int, error) {
+	if err := w.usable(); err != nil {
+		return 0, err
+	}
 	if lsn != w.Written() {
 		return 0, fmt.Errorf("%w: got WAL data at %s, expected %s", ErrGap, lsn, w.Written())
 	}
-	if err := w.Err(); err != nil {
-		return 0, err
+	if len(data) == 0 {
+		return 0, nil
 	}
 	if w.current == nil {
 		s, err := w.open(At(w.o.Timeline, lsn, w.o.Size))
@@ -131,22 +142,64 @@ func (w *Writer) Append(lsn LSN, data []byte) (int, error) {
 	}
 	s, offset := w.current, w.o.Size.Offset(lsn)
 	data = data[:min(len(data), int(uint32(w.o.Size)-offset))]
-	if offset < pageHeaderSize {
-		copy(s.header[offset:], data)
-		if int(offset)+len(data) >= pageHeaderSize {
-			if err := w.checkFirstPage(s.id, &s.header); err != nil {
-				return 0, err
-			}
-		}
-	}
-	if _, err := s.file.WriteAt(data, int64(offset)); err != nil {
-		if errors.Is(err, io.ErrUnexpectedEOF) {
-			err = unix.ENOSPC // a short write without a reason (PostgreSQL: "if write didn't set errno, assume no disk space")
-		}
-		return 0, failure("write to file", w.d.full(w.partialName(s.id)), err)
+	if err := w.write(s, data, offset); err != nil {
+		return 0, err
 	}
 	w.advance(s, lsn+LSN(len(data)))
 	return len(data), nil
+}
+
+// usable is why nothing can be appended any more, if so.
+func (w *Writer) usable() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.err == nil && w.closing {
+		return fmt.Errorf("%w: data was appended to a closed writer", ErrInternal)
+	}
+	return w.err
+}
+
+// write writes data into the segment. Its header is kept back until it is whole and has been checked: a stranger's
+// must not overwrite that of an existing file.
+func (w *Writer) write(s *openSegment, data []byte, offset uint32) error {
+	if offset < pageHeaderSize {
+		n := offset + uint32(copy(s.header[offset:], data))
+		if n < pageHeaderSize {
+			return nil
+		}
+		if err := w.checkFirstPage(s.id, &s.header); err != nil {
+			return err
+		}
+		if err := w.writeAt(s, s.header[:offset], 0); err != nil {
+			return err
+		}
+	}
+	if w.o.CheckPages {
+		if err := w.pages.check(&s.header, w.o.Size, s.id.LSN(w.o.Size)+LSN(offset), data); err != nil {
+			return err
+		}
+	}
+	return w.writeAt(s, data, offset)
+}
+
+func (w *Writer) writeAt(s *openSegment, data []byte, offset uint32) error {
+	if len(data) == 0 {
+		return nil
+	}
+	if err := writeAt(s.file, data, int64(offset)); err != nil {
+		return failure("write to file", w.d.full(w.partialName(s.id)), err)
+	}
+	return nil
+}
+
+// writeAt is File.WriteAt, but a short write without a reason is a full disk (PostgreSQL: "if write didn't set errno,
+// assume no disk space").
+func writeAt(f File, data []byte, offset int64) error {
+	_, err := f.WriteAt(data, offset)
+	if errors.Is(err, io.ErrUnexpectedEOF) {
+		return unix.ENOSPC
+	}
+	return err
 }
 
 // begin makes s the segment that is being filled.
@@ -155,7 +208,7 @@ func (w *Writer) begin(s *openSegment) {
 	defer w.mu.Unlock()
 	w.current = s
 	w.pending = append(w.pending, s)
-	if s.visible.Load() {
+	if s.visible {
 		w.events = append(w.events, Event{s.id, w.partialName(s.id), false})
 	}
 }
@@ -181,7 +234,7 @@ func (w *Writer) open(id ID) (*openSegment, error) {
 	f, err := w.d.dir.Open(name, true)
 	switch {
 	case err == nil:
-		s.visible.Store(true)
+		s.visible = true
 	case errors.Is(err, fs.ErrNotExist):
 		if f, err = w.d.dir.Create(w.d.mode); err != nil {
 			return nil, failure("create file", w.d.full(name), err)
@@ -193,7 +246,7 @@ func (w *Writer) open(id ID) (*openSegment, error) {
 	if err := w.fit(s, name); err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
-	if id == At(w.o.Timeline, w.o.Start, w.o.Size) {
+	if w.o.Whole || id == At(w.o.Timeline, w.o.Start, w.o.Size) {
 		if err := w.replace(s); err != nil {
 			return nil, errors.Join(err, f.Close())
 		}
@@ -231,6 +284,9 @@ func (w *Writer) replace(s *openSegment) error {
 			continue
 		}
 		length, err := w.d.uncompressedSize(f, int64(w.o.Size))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
 		if err != nil {
 			return err
 		}
@@ -252,9 +308,11 @@ func (w *Writer) Flush() {
 	}
 }
 
-// Partial is the name of the segment's file that is not complete, or "" if the last segment is.
+// Partial is the name of the file of the segment that is not complete, or "" if there is none, or none that is visible.
 func (w *Writer) Partial() string {
-	if w.current == nil {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.current == nil || !w.current.visible {
 		return ""
 	}
 	return w.partialName(w.current.id)

@@ -28,6 +28,10 @@ const (
 // replyPatience is how long the answer to a keepalive waits for a flush that it is to report.
 const replyPatience = 500 * time.Millisecond
 
+// blindInterval is how often the server hears from us while nothing is read from it, and so no keepalive is seen: it
+// ends the connection when it hears nothing for wal_sender_timeout.
+const blindInterval = 500 * time.Millisecond
+
 // copyStream is one timeline's stream: the connection is in COPY mode from the beginning to the end of run.
 type copyStream struct {
 	*receiver
@@ -46,11 +50,16 @@ type copyStream struct {
 	shown      time.Time // when the last progress event was
 	changed    bool      // something has happened since then
 
+	unflushed time.Time // since when something is written that no flush was asked for; zero: nothing is
+	blind     time.Time // since when nothing is read, because of the disk; zero: it is read
+	full      time.Time // when writing failed on a full disk that we wait for; zero: it did not
+
 	segment string     // the name of the segment that is being written,
 	named   segment.ID // which is this one
 
 	server serverClock
 	bytes  uint64
+	done   bool // the end LSN was reached
 }
 
 // serverClock is what the server said last of itself.
@@ -78,6 +87,8 @@ func newCopyStream(r *receiver) *copyStream {
 		Size:             r.sys.SegmentSize,
 		SystemIdentifier: r.sys.SystemIdentifier,
 		History:          r.history,
+		Whole:            r.filling,
+		CheckPages:       r.o.CheckPages,
 		NoSync:           r.o.NoSync,
 		Notify: func() {
 			c.news.Store(true)
@@ -95,6 +106,7 @@ func (c *copyStream) run(ctx context.Context) (*nextTimeline, error) {
 	defer c.w.Close() // does nothing the second time: for a callback that panics
 	c.publish(StateStreaming)
 	end, err := c.loop(ctx)
+	c.done = end == endReached
 	c.publish(StateStopping)
 	if flushErr := c.flush(streaming(err)); err == nil {
 		err = flushErr
@@ -147,22 +159,31 @@ func (c *copyStream) loop(ctx context.Context) (ending, error) {
 // await waits for the server, the syncer, a stop or the time of the next status update. While the disk is behind,
 // it doesn't read: the server has to wait.
 func (c *copyStream) await() error {
-	deadline := c.deadline()
-	if !c.w.Ready() {
-		c.c.wait(deadline)
+	if !c.reads() {
+		if c.blind.IsZero() {
+			c.blind = time.Now()
+		}
+		c.c.wait(c.deadline())
 		c.lastHeard = time.Now()
+		if c.lastHeard.Sub(c.full) >= diskRetry {
+			c.full = time.Time{}
+		}
 		return nil
 	}
-	got, err := c.c.read(bufferSize, deadline)
+	c.blind = time.Time{}
+	got, err := c.c.read(bufferSize, c.deadline())
 	if got {
 		c.lastHeard, c.asked = time.Now(), false
 	}
 	return err
 }
 
+// reads tells whether there is room for more data.
+func (c *copyStream) reads() bool { return c.full.IsZero() && c.w.Ready() }
+
 // consume takes apart what was read.
 func (c *copyStream) consume() (ending, error) {
-	for c.w.Ready() {
+	for c.reads() {
 		if c.payload > 0 {
 			data := c.c.buffered()
 			if len(data) == 0 {
@@ -184,9 +205,16 @@ func (c *copyStream) consume() (ending, error) {
 // store writes a piece of WAL data.
 func (c *copyStream) store(data []byte) (ending, error) {
 	n, err := c.w.Append(c.next, data)
+	if c.waitsForDisk(err) && c.w.Err() == nil {
+		c.full = time.Now()
+		c.diskFull(err)
+		return goingOn, nil
+	}
 	if err != nil {
 		return goingOn, err
 	}
+	c.full = time.Time{}
+	c.diskHasRoom()
 	c.c.used(n)
 	c.payload -= n
 	c.next += segment.LSN(n)
@@ -312,7 +340,7 @@ func (c *copyStream) settle() error {
 		return err
 	}
 	c.changed = true
-	if c.o.Synchronous && c.w.Flushed() > c.reported {
+	if (c.o.Synchronous || c.o.FlushInterval > 0 && c.reportsFlush()) && c.w.Flushed() > c.reported {
 		return c.sendStatus(false)
 	}
 	return nil
@@ -341,6 +369,7 @@ func (c *copyStream) keepUp(now time.Time) error {
 			return err
 		}
 	}
+	c.flushInTime(now)
 	if limit := c.s.silence; limit > 0 {
 		quiet := now.Sub(c.lastHeard)
 		if quiet >= limit {
@@ -354,7 +383,7 @@ func (c *copyStream) keepUp(now time.Time) error {
 		}
 	}
 	if c.changed {
-		c.publish(StateStreaming)
+		c.publish(c.state())
 		if e := c.o.Events.Progress; e != nil && now.Sub(c.shown) >= c.o.ProgressInterval {
 			c.shown, c.changed = now, false
 			c.stopOn(e(c.s.Progress()))
@@ -363,9 +392,24 @@ func (c *copyStream) keepUp(now time.Time) error {
 	return nil
 }
 
+// flushInTime asks for a flush once data has waited for one for the flush interval.
+func (c *copyStream) flushInTime(now time.Time) {
+	switch {
+	case c.o.FlushInterval <= 0 || c.o.Synchronous:
+	case c.w.Flushed() >= c.w.Written():
+		c.unflushed = time.Time{}
+	case c.unflushed.IsZero():
+		c.unflushed = now
+	case now.Sub(c.unflushed) >= c.o.FlushInterval:
+		c.unflushed = now
+		c.w.Flush()
+	}
+}
+
 // statusDue tells whether it is time for a status update.
 func (c *copyStream) statusDue(now time.Time) bool {
-	return c.replyDue(now) || c.o.StatusInterval > 0 && now.Sub(c.lastStatus) >= c.o.StatusInterval
+	next := c.regularStatus()
+	return c.replyDue(now) || !next.IsZero() && !now.Before(next)
 }
 
 // replyDue tells whether a reply is owed, and there is nothing to wait for any more.
@@ -379,6 +423,12 @@ func (c *copyStream) replyDue(now time.Time) bool {
 // deadline is when keepUp has to be called at the latest; zero: never.
 func (c *copyStream) deadline() time.Time {
 	first := c.statusTime()
+	if !c.unflushed.IsZero() {
+		first = earlier(first, c.unflushed.Add(c.o.FlushInterval))
+	}
+	if !c.full.IsZero() {
+		first = earlier(first, c.full.Add(diskRetry))
+	}
 	if limit := c.s.silence; limit > 0 {
 		if !c.asked {
 			limit /= 2
@@ -393,14 +443,27 @@ func (c *copyStream) deadline() time.Time {
 
 // statusTime is when the next status update is due at the latest; zero: never.
 func (c *copyStream) statusTime() time.Time {
-	var first time.Time
-	if c.o.StatusInterval > 0 {
-		first = c.lastStatus.Add(c.o.StatusInterval)
-	}
+	first := c.regularStatus()
 	if !c.owed.IsZero() {
 		first = earlier(first, c.owed.Add(replyPatience))
 	}
 	return first
+}
+
+// regularStatus is when the next status update is due that the server has not asked for; zero: never.
+func (c *copyStream) regularStatus() time.Time {
+	var next time.Time
+	if c.o.StatusInterval > 0 {
+		next = c.lastStatus.Add(c.o.StatusInterval)
+	}
+	if !c.blind.IsZero() {
+		last := c.lastStatus
+		if last.Before(c.blind) {
+			last = c.blind
+		}
+		next = earlier(next, last.Add(blindInterval))
+	}
+	return next
 }
 
 // earlier is the earlier of two times; zero is no time.
@@ -448,6 +511,13 @@ func (c *copyStream) sendStatus(ask bool) error {
 // postgresEpoch is 2000-01-01 UTC in microseconds since 1970: PostgreSQL's clock begins there.
 const postgresEpoch = 946684800 * 1000000
 
+func (c *copyStream) state() State {
+	if c.full.IsZero() {
+		return StateStreaming
+	}
+	return StateDiskFull
+}
+
 // publish makes the progress visible to everybody.
 func (c *copyStream) publish(state State) {
 	written, flushed := c.w.Written(), c.w.Flushed()
@@ -469,6 +539,7 @@ func (c *copyStream) publish(state State) {
 // flush makes everything written durable and ends the writer. However long the disk takes, the server gets its status
 // updates meanwhile, if it still streams; if it cannot be reached any more, that shows later.
 func (c *copyStream) flush(streaming bool) error {
+	c.blind = time.Now()
 	closed := make(chan error)
 	go func() { closed <- c.w.Close() }()
 	var err error
@@ -479,6 +550,9 @@ func (c *copyStream) flush(streaming bool) error {
 	}
 	for _, e := range c.w.Events() {
 		c.tell(e)
+	}
+	if c.done {
+		c.debugf("stopped log streaming at %s (timeline %d)", c.next, c.timeline)
 	}
 	if name := c.w.Partial(); name != "" {
 		c.o.Events.log(slog.LevelInfo, "not renaming \""+name+"\", segment is not complete")

@@ -20,6 +20,10 @@ type Events struct {
 	SegmentCompleted func(Segment) error
 	// TimelineSwitched: the server's timeline ended, and the next one's history file is in the directory.
 	TimelineSwitched func(TimelineSwitch) error
+	// Hole: something is wrong with the directory, as was found at the start; and what became of it.
+	Hole func(Hole) error
+	// DiskFull: with WaitOnDiskFull, the disk is full, or has room again.
+	DiskFull func(DiskFull) error
 	// Progress is called at most once per ProgressInterval, only when something has changed.
 	Progress func(Progress) error
 	// Reconnect is asked for a new connection after one was lost, with growing pauses. An error gives up: Receive then
@@ -58,6 +62,7 @@ const (
 	StateStreaming                 // receiving
 	StateStopping                  // flushing, and bringing the connection back to idle
 	StateReconnecting              // waiting for a new connection
+	StateDiskFull                  // waiting for room on the disk
 )
 
 // Progress is where a receive is. It is kept after the receive has ended, until the next one begins.

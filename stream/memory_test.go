@@ -165,14 +165,14 @@ func (d *memoryDir) Names() ([]string, error) {
 	return sortedKeys(d.names), nil
 }
 
-func (d *memoryDir) Stat(name string) (fs.FileInfo, error) {
+func (d *memoryDir) Stat(name string) (int64, time.Time, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	f := d.names[name]
 	if f == nil {
-		return nil, fs.ErrNotExist
+		return 0, time.Time{}, fs.ErrNotExist
 	}
-	return memoryInfo{f.name, f.size, f.mode}, nil
+	return f.size, time.Now(), nil
 }
 
 func (d *memoryDir) Open(name string, _ bool) (segment.File, error) {
@@ -346,16 +346,3 @@ func (f *memoryFile) Close() error {
 	f.m.handles--
 	return nil
 }
-
-type memoryInfo struct {
-	name string
-	size int64
-	mode fs.FileMode
-}
-
-func (i memoryInfo) Name() string       { return i.name }
-func (i memoryInfo) Size() int64        { return i.size }
-func (i memoryInfo) Mode() fs.FileMode  { return i.mode }
-func (i memoryInfo) ModTime() time.Time { return time.Now() }
-func (i memoryInfo) IsDir() bool        { return false }
-func (i memoryInfo) Sys() any           { return nil }

@@ -240,7 +240,25 @@ type answer struct {
 // idle marks the connection as idle after ReadyForQuery. While data was streamed, more than the answers
 // could have been read with them: only messages that may come at any time.
 func (s *Session) idle(ctx context.Context) error {
-	for len(s.wire.buffered()) > 0 {
+	return s.settle(ctx, func() bool { return false })
+}
+
+// Settle reads what came after the last answer and is no longer on the connection itself, because something between the
+// two has read ahead, until pending says that there is no more. Only messages that may come at any time can be among it; after
+// anything else the connection is not usable any more.
+func (s *Session) Settle(ctx context.Context, pending func() bool) error {
+	end, err := s.begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer end()
+	s.silence = drainTime
+	s.usable.Store(false)
+	return s.settle(ctx, pending)
+}
+
+func (s *Session) settle(ctx context.Context, pending func() bool) error {
+	for len(s.wire.buffered()) > 0 || pending() {
 		kind, body, err := s.anyMessage(ctx)
 		if err != nil {
 			return err

@@ -142,7 +142,7 @@ func TestNextTimelineMustMakeSense(t *testing.T) {
 			t.Run(fmt.Sprint(name, inCopy), func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
 					p := newPlay(t, &cluster{testSystem, segment.History{{Timeline: 10, End: 0x400064}, {Timeline: 11}}, 0x4000C8})
-					p.dir.put("0000000A.history", nil, 0)
+					p.dir.put("0000000A.history", []byte("1\t0/100000\tlong ago\n"), 20)
 					p.receive(Options{StartLSN: 0x400000, StartTimeline: 10, ReceiveTimeout: -1, StatusInterval: -1})
 					p.identify()
 					if inCopy {
@@ -246,7 +246,11 @@ func TestEndOfTimelineFails(t *testing.T) {
 		want   error
 		usable bool
 	}{
-		"with an error":                {func(p *play) { p.send(refusal("ERROR", "58P01", "gone")...) }, ErrWALRemoved, true},
+		"with an error": {func(p *play) {
+			p.send(refusal("ERROR", "58P01", "gone")...)
+			p.expect("READ_REPLICATION_SLOT \"s\"") // what the slot still has is worth telling
+			p.send(refusal("ERROR", "42601", "never heard of it")...)
+		}, ErrWALRemoved, true},
 		"fatally":                      {func(p *play) { p.send(errorOf("FATAL", "57P01", "bye")) }, ErrConnectionLost, false},
 		"in silence":                   {func(p *play) { time.Sleep(drainTime) }, ErrConnectionLost, false},
 		"after the row":                {func(p *play) { p.send(nextTimelineRow(11, "0/400064")[:3]...); time.Sleep(drainTime) }, ErrConnectionLost, false},
