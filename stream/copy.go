@@ -313,7 +313,9 @@ func (c *copyStream) takeKeepalive(length int) (more bool, err error) {
 		return true, nil
 	}
 	// The reply waits for a flush, if it reports one: a server that shuts down waits for everything to be flushed.
-	c.w.Flush()
+	if c.reportsFlush() {
+		c.w.Flush()
+	}
 	if c.owed.IsZero() {
 		c.owed = time.Now()
 	}

@@ -130,6 +130,9 @@ func TestRefusedStream(t *testing.T) {
 				answer = answer[:1]
 			}
 			p.command(fmt.Sprintf(`START_REPLICATION SLOT "s" 0/300000 TIMELINE %d`, test.timeline), answer...)
+			if test.want == ErrTimeline { // it may be one that the server has left
+				p.command("TIMELINE_HISTORY 2", answerOf("00000002.history", "1\t0/300000\n")...)
+			}
 			err := p.outcome()
 			var e *ServerError
 			if !errors.As(err, &e) || e.SQLSTATE != state {
@@ -305,8 +308,8 @@ func TestReplyBeforeASlowFlush(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newPlay(t, oneTimeline(0x300080)).with(slowly(1200 * time.Millisecond))
 		p.begin(Options{Slot: "s", StartLSN: 0x300000}, 0x300000)
-		p.wal(0x300000, 80)
-		time.Sleep(2 * time.Second)
+		p.wal(0x300000, 80) // flushed as its file gets its name
+		time.Sleep(5 * time.Second)
 		asked := time.Now()
 		p.wal(0x300050, 20)
 		p.send(keepalive(0x300080, 1))
@@ -314,7 +317,7 @@ func TestReplyBeforeASlowFlush(t *testing.T) {
 			text  string
 			after time.Duration
 		}{
-			{"status 0/300064 0/300000", replyPatience}, {"status 0/300064 0/300000", 2 * replyPatience},
+			{"status 0/300064 0/300050", replyPatience}, {"status 0/300064 0/300050", 2 * replyPatience},
 			{"status 0/300064 0/300064", 1200 * time.Millisecond},
 		} {
 			if m := p.expect(want.text); m.at.Sub(asked) != want.after {
