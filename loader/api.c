@@ -352,6 +352,7 @@ receivewal_status receivewal_start(receivewal *rw, const receivewal_options *opt
         {
             slot->events = ours.events;
             slot->running = true;
+            rw_pump_started(&slot->pump);
         }
     }
     return leave(rw, slot, status);

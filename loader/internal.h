@@ -98,6 +98,9 @@ void rw_pump_close(rw_pump *p);
  */
 rw_core_event *rw_pump_run(rw_pump *p, const receivewal_events *events, int timeout);
 
+/* A request has begun that nobody waits for yet. */
+void rw_pump_started(const rw_pump *p);
+
 /* Whether the connection is idle, and no byte of it is left in the relay. */
 bool rw_pump_usable(const rw_pump *p);
 

@@ -300,6 +300,13 @@ rw_core_event *rw_pump_run(rw_pump *p, const receivewal_events *events, int time
     return NULL;
 }
 
+void rw_pump_started(const rw_pump *p)
+{
+    /* What the relay waits for is not known yet; the host comes once and finds out. */
+    if (p->relay != NULL)
+        rw_signal(p->event_fd);
+}
+
 bool rw_pump_usable(const rw_pump *p)
 {
     return rw_core_usable(p->core_id) == 1 && (p->relay == NULL || (rw_relay_open(p->relay) && rw_relay_empty(p->relay)));

@@ -157,21 +157,20 @@ static void fail_on(rw_relay *r, const char *function, ptrdiff_t answer, size_t 
     fail(r, reason);
 }
 
-/* The host's functions read and write its descriptor: it must still be the one that we wait for. */
-static void check_descriptor(rw_relay *r)
+/* The host's functions read and write its descriptor: before each call, it must still be the one that we wait for. */
+static bool still_lent(rw_relay *r)
 {
     struct stat status;
     char reason[REASON_MAX];
 
-    if (r->state == FAILED)
-        return;
     if (fstat(r->host_fd, &status) != 0)
         snprintf(reason, sizeof(reason), "descriptor %d was closed while it was lent to libreceivewal", r->host_fd);
     else if (status.st_dev != r->device || status.st_ino != r->inode)
         snprintf(reason, sizeof(reason), "descriptor %d was replaced by another one while it was lent to libreceivewal", r->host_fd);
     else
-        return;
+        return true;
     fail(r, reason);
+    return false;
 }
 
 /* ---------------------------------------------------------------------------------- the four steps of a byte */
@@ -185,7 +184,7 @@ static bool from_host(rw_relay *r)
     if (r->state != OPEN || r->read_wait != 0 || length(b) != 0)
         return false;
     drop(b);
-    while (b->end < BUFFER_SIZE)
+    while (b->end < BUFFER_SIZE && still_lent(r))
     {
         const size_t room = BUFFER_SIZE - b->end;
         const ptrdiff_t n = r->io.read(r->io.ctx, b->bytes + b->end, room);
@@ -256,6 +255,8 @@ static bool to_host(rw_relay *r)
 
     if (r->state == FAILED || r->write_wait != 0 || rest == 0)
         return false;
+    if (!still_lent(r))
+        return true;
     n = r->io.write(r->io.ctx, b->bytes + b->begin, rest);
     if (n > 0 && (size_t)n <= rest)
         b->begin += (size_t)n;
@@ -272,7 +273,6 @@ bool rw_relay_work(rw_relay *r)
 {
     bool moved = true;
 
-    check_descriptor(r);
     /* Reading comes first: should the write fail, the server's last words have been read. */
     for (int i = 0; moved && i < ROUNDS; i++)
     {

@@ -244,6 +244,11 @@ func (f *osFile) Allocate(size int64) error {
 	}
 	// The file system cannot reserve space: then at least the length is right, and a full disk shows when data is
 	// written.
+	return f.extend(size)
+}
+
+// extend makes the file longer, never shorter.
+func (f *osFile) extend(size int64) error {
 	if have, err := f.Size(); err != nil || have >= size {
 		return err
 	}

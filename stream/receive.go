@@ -135,6 +135,10 @@ func (r *receiver) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if r.sys.SystemIdentifier != 0 && r.sys.SystemIdentifier != sys.SystemIdentifier {
+		return fail(segment.ErrForeign, "the new connection is to the cluster with system identifier %d, the lost one was to %d",
+			sys.SystemIdentifier, r.sys.SystemIdentifier)
+	}
 	r.sys = sys
 	if r.o.ReceiveTimeout == 0 {
 		if r.s.silence, err = r.s.senderTimeout(ctx); err != nil {
