@@ -3,8 +3,8 @@
  *
  * It takes pg_receivewal's options, writes the same files, prints the same messages and ends with the same exit
  * codes, so that scripts can call it in its place; it goes by the name that it is called by. It also shows how a host
- * uses the library: libpq connects and authenticates, libreceivewal receives on libpq's socket, and the connection is libpq's
- * again when it is done.
+ * uses the library: libpq connects and authenticates, libreceivewal receives on libpq's socket, and the connection is
+ * libpq's again when it is done.
  *
  * BSD-3-Clause. See LICENSE.
  */
@@ -262,8 +262,8 @@ static void check_server(PGconn *conn)
 
 /*
  * Connects for physical replication. What the command line says outranks the connection string; the database name
- * "replication" is for .pgpass and proxies only and gives way to the string's. Exits where the string is wrong or the server cannot be
- * used; NULL, after a message, where it cannot be reached now.
+ * "replication" is for .pgpass and proxies only and gives way to the string's. Exits where the string is wrong or the
+ * server cannot be used; NULL, after a message, where it cannot be reached now.
  */
 static PGconn *connect_to_server(void)
 {
@@ -315,8 +315,8 @@ static PGconn *connect_to_server(void)
 }
 
 /*
- * Lends the connection to the library; exits where that cannot work. A TLS session lives in libpq, not in its socket, so
- * the library reads and writes through it. GSSAPI's encryption libpq keeps to itself.
+ * Lends the connection to the library; exits where that cannot work. A TLS session lives in libpq, not in its socket,
+ * so the library reads and writes through it. GSSAPI's encryption libpq keeps to itself.
  */
 static receivewal *attach(PGconn *conn)
 {
@@ -329,10 +329,7 @@ static receivewal *attach(PGconn *conn)
         SSL *ssl = PQsslStruct(conn, "OpenSSL");
 
         if (ssl == NULL)
-        {
-            say("error: ", "the connection is encrypted with TLS by a library other than OpenSSL, which is not supported");
-            exit(1);
-        }
+            die("the connection is encrypted with TLS by a library other than OpenSSL, which is not supported");
         io = receivewal_openssl_io(ssl);
         connection.io = &io;
     }
@@ -433,7 +430,7 @@ static void on_log(void *ctx, receivewal_log_level level, const char *text)
 /* Receives on a connection until something ends it, and closes the connection. */
 static receivewal_status receive(PGconn *conn)
 {
-    /* How far the connections before this one came. The directory does not tell if they were lost before any WAL arrived. */
+    /* How far the connections before this one came. The directory does not tell if they were lost before any WAL came. */
     static receivewal_progress last = RECEIVEWAL_PROGRESS_INIT;
     receivewal_progress progress = RECEIVEWAL_PROGRESS_INIT;
     receivewal_options options = RECEIVEWAL_OPTIONS_INIT;

@@ -85,12 +85,12 @@ rw_relay *rw_relay_new(const receivewal_connection *connection, int *core_end)
         return NULL;
     r->io = *connection->io;
     r->host_fd = connection->fd;
-    r->wait_fd = fcntl(connection->fd, F_DUPFD_CLOEXEC, 3);
+    r->wait_fd = rw_own(fcntl(connection->fd, F_DUPFD_CLOEXEC, 3));
     if (r->wait_fd >= 0 && fstat(r->wait_fd, &status) == 0 &&
         socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair) == 0)
     {
-        r->pair_fd = rw_not_standard(pair[0]);
-        *core_end = rw_not_standard(pair[1]);
+        r->pair_fd = rw_own(rw_not_standard(pair[0]));
+        *core_end = rw_own(rw_not_standard(pair[1]));
         if (r->pair_fd >= 0 && *core_end >= 0)
         {
             r->device = status.st_dev;
@@ -100,11 +100,9 @@ rw_relay *rw_relay_new(const receivewal_connection *connection, int *core_end)
         pair[0] = r->pair_fd;
         pair[1] = *core_end;
     }
-    for (int i = 0; i < 2; i++)
-        if (pair[i] >= 0)
-            close(pair[i]);
-    if (r->wait_fd >= 0)
-        close(r->wait_fd);
+    rw_close(pair[0]);
+    rw_close(pair[1]);
+    rw_close(r->wait_fd);
     free(r);
     return NULL;
 }
@@ -123,8 +121,8 @@ void rw_relay_free(rw_relay *r, int poll_fd)
         epoll_ctl(poll_fd, EPOLL_CTL_DEL, r->wait_fd, NULL);
     if (r->pair_watched != 0)
         epoll_ctl(poll_fd, EPOLL_CTL_DEL, r->pair_fd, NULL);
-    close(r->wait_fd);
-    close(r->pair_fd);
+    rw_close(r->wait_fd);
+    rw_close(r->pair_fd);
     free(r);
 }
 
@@ -159,21 +157,20 @@ static void fail_on(rw_relay *r, const char *function, ptrdiff_t answer, size_t 
     fail(r, reason);
 }
 
-/* The host's functions read and write its descriptor: it must still be the one that we wait for. */
-static void check_descriptor(rw_relay *r)
+/* The host's functions read and write its descriptor: before each call, it must still be the one that we wait for. */
+static bool still_lent(rw_relay *r)
 {
     struct stat status;
     char reason[REASON_MAX];
 
-    if (r->state == FAILED)
-        return;
     if (fstat(r->host_fd, &status) != 0)
         snprintf(reason, sizeof(reason), "descriptor %d was closed while it was lent to libreceivewal", r->host_fd);
     else if (status.st_dev != r->device || status.st_ino != r->inode)
         snprintf(reason, sizeof(reason), "descriptor %d was replaced by another one while it was lent to libreceivewal", r->host_fd);
     else
-        return;
+        return true;
     fail(r, reason);
+    return false;
 }
 
 /* ---------------------------------------------------------------------------------- the four steps of a byte */
@@ -187,7 +184,7 @@ static bool from_host(rw_relay *r)
     if (r->state != OPEN || r->read_wait != 0 || length(b) != 0)
         return false;
     drop(b);
-    while (b->end < BUFFER_SIZE)
+    while (b->end < BUFFER_SIZE && still_lent(r))
     {
         const size_t room = BUFFER_SIZE - b->end;
         const ptrdiff_t n = r->io.read(r->io.ctx, b->bytes + b->end, room);
@@ -258,6 +255,8 @@ static bool to_host(rw_relay *r)
 
     if (r->state == FAILED || r->write_wait != 0 || rest == 0)
         return false;
+    if (!still_lent(r))
+        return true;
     n = r->io.write(r->io.ctx, b->bytes + b->begin, rest);
     if (n > 0 && (size_t)n <= rest)
         b->begin += (size_t)n;
@@ -274,7 +273,6 @@ bool rw_relay_work(rw_relay *r)
 {
     bool moved = true;
 
-    check_descriptor(r);
     /* Reading comes first: should the write fail, the server's last words have been read. */
     for (int i = 0; moved && i < ROUNDS; i++)
     {

@@ -31,10 +31,10 @@ type disk struct {
 
 	slow bool // what the syncer does takes a second each (in a synctest bubble)
 
-	log    []operation // what has been done; the next one's number is its length
-	before func()      // looks at the disk, with mu held, before an operation that changes it
-	fail   int         // this operation fails; -1: none
-	err    error       // with this error
+	log    []operation     // what has been done; the next one's number is its length
+	before func(operation) // looks at the disk, with mu held, before an operation
+	fail   int             // this operation fails; -1: none
+	err    error           // with this error
 }
 
 // operation is one entry of the log.
@@ -228,8 +228,8 @@ func choices(n, small int, random *rand.Rand) [][]bool {
 
 // do begins an operation, with mu held: it notes it, and tells why it fails, if it does.
 func (d *disk) do(k kind, name string) error {
-	if d.before != nil && k.changes() {
-		d.before()
+	if d.before != nil {
+		d.before(operation{k, name})
 	}
 	n := len(d.log)
 	d.log = append(d.log, operation{k, name})

@@ -28,6 +28,10 @@ const (
 // replyPatience is how long the answer to a keepalive waits for a flush that it is to report.
 const replyPatience = 500 * time.Millisecond
 
+// blindInterval is how often the server hears from us while nothing is read from it, and so no keepalive is seen: it
+// ends the connection when it hears nothing for wal_sender_timeout.
+const blindInterval = 500 * time.Millisecond
+
 // copyStream is one timeline's stream: the connection is in COPY mode from the beginning to the end of run.
 type copyStream struct {
 	*receiver
@@ -47,6 +51,7 @@ type copyStream struct {
 	changed    bool      // something has happened since then
 
 	unflushed time.Time // since when something is written that no flush was asked for; zero: nothing is
+	blind     time.Time // since when nothing is read, because of the disk; zero: it is read
 	full      time.Time // when writing failed on a full disk that we wait for; zero: it did not
 
 	segment string     // the name of the segment that is being written,
@@ -154,16 +159,19 @@ func (c *copyStream) loop(ctx context.Context) (ending, error) {
 // await waits for the server, the syncer, a stop or the time of the next status update. While the disk is behind,
 // it doesn't read: the server has to wait.
 func (c *copyStream) await() error {
-	deadline := c.deadline()
 	if !c.reads() {
-		c.c.wait(deadline)
+		if c.blind.IsZero() {
+			c.blind = time.Now()
+		}
+		c.c.wait(c.deadline())
 		c.lastHeard = time.Now()
 		if c.lastHeard.Sub(c.full) >= diskRetry {
 			c.full = time.Time{}
 		}
 		return nil
 	}
-	got, err := c.c.read(bufferSize, deadline)
+	c.blind = time.Time{}
+	got, err := c.c.read(bufferSize, c.deadline())
 	if got {
 		c.lastHeard, c.asked = time.Now(), false
 	}
@@ -305,7 +313,9 @@ func (c *copyStream) takeKeepalive(length int) (more bool, err error) {
 		return true, nil
 	}
 	// The reply waits for a flush, if it reports one: a server that shuts down waits for everything to be flushed.
-	c.w.Flush()
+	if c.reportsFlush() {
+		c.w.Flush()
+	}
 	if c.owed.IsZero() {
 		c.owed = time.Now()
 	}
@@ -398,7 +408,8 @@ func (c *copyStream) flushInTime(now time.Time) {
 
 // statusDue tells whether it is time for a status update.
 func (c *copyStream) statusDue(now time.Time) bool {
-	return c.replyDue(now) || c.o.StatusInterval > 0 && now.Sub(c.lastStatus) >= c.o.StatusInterval
+	next := c.regularStatus()
+	return c.replyDue(now) || !next.IsZero() && !now.Before(next)
 }
 
 // replyDue tells whether a reply is owed, and there is nothing to wait for any more.
@@ -432,14 +443,27 @@ func (c *copyStream) deadline() time.Time {
 
 // statusTime is when the next status update is due at the latest; zero: never.
 func (c *copyStream) statusTime() time.Time {
-	var first time.Time
-	if c.o.StatusInterval > 0 {
-		first = c.lastStatus.Add(c.o.StatusInterval)
-	}
+	first := c.regularStatus()
 	if !c.owed.IsZero() {
 		first = earlier(first, c.owed.Add(replyPatience))
 	}
 	return first
+}
+
+// regularStatus is when the next status update is due that the server has not asked for; zero: never.
+func (c *copyStream) regularStatus() time.Time {
+	var next time.Time
+	if c.o.StatusInterval > 0 {
+		next = c.lastStatus.Add(c.o.StatusInterval)
+	}
+	if !c.blind.IsZero() {
+		last := c.lastStatus
+		if last.Before(c.blind) {
+			last = c.blind
+		}
+		next = earlier(next, last.Add(blindInterval))
+	}
+	return next
 }
 
 // earlier is the earlier of two times; zero is no time.
@@ -515,6 +539,7 @@ func (c *copyStream) publish(state State) {
 // flush makes everything written durable and ends the writer. However long the disk takes, the server gets its status
 // updates meanwhile, if it still streams; if it cannot be reached any more, that shows later.
 func (c *copyStream) flush(streaming bool) error {
+	c.blind = time.Now()
 	closed := make(chan error)
 	go func() { closed <- c.w.Close() }()
 	var err error

@@ -130,6 +130,9 @@ func TestRefusedStream(t *testing.T) {
 				answer = answer[:1]
 			}
 			p.command(fmt.Sprintf(`START_REPLICATION SLOT "s" 0/300000 TIMELINE %d`, test.timeline), answer...)
+			if test.want == ErrTimeline { // it may be one that the server has left
+				p.command("TIMELINE_HISTORY 2", answerOf("00000002.history", "1\t0/300000\n")...)
+			}
 			err := p.outcome()
 			var e *ServerError
 			if !errors.As(err, &e) || e.SQLSTATE != state {
@@ -305,8 +308,8 @@ func TestReplyBeforeASlowFlush(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newPlay(t, oneTimeline(0x300080)).with(slowly(1200 * time.Millisecond))
 		p.begin(Options{Slot: "s", StartLSN: 0x300000}, 0x300000)
-		p.wal(0x300000, 80)
-		time.Sleep(2 * time.Second)
+		p.wal(0x300000, 80) // flushed as its file gets its name
+		time.Sleep(5 * time.Second)
 		asked := time.Now()
 		p.wal(0x300050, 20)
 		p.send(keepalive(0x300080, 1))
@@ -314,7 +317,7 @@ func TestReplyBeforeASlowFlush(t *testing.T) {
 			text  string
 			after time.Duration
 		}{
-			{"status 0/300064 0/300000", replyPatience}, {"status 0/300064 0/300000", 2 * replyPatience},
+			{"status 0/300064 0/300050", replyPatience}, {"status 0/300064 0/300050", 2 * replyPatience},
 			{"status 0/300064 0/300064", 1200 * time.Millisecond},
 		} {
 			if m := p.expect(want.text); m.at.Sub(asked) != want.after {
@@ -376,7 +379,7 @@ func TestStatusBeforeCopyDone(t *testing.T) {
 	for name, o := range map[string]Options{"a slot": {Slot: "s", StartLSN: 0x300000}, "synchronous": {Synchronous: true, StartLSN: 0x300000}} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				p := newPlay(t, oneTimeline(0x300080)).with(slowly(3 * time.Second))
+				p := newPlay(t, oneTimeline(0x300080)).with(slowly(2900 * time.Millisecond))
 				p.begin(o, 0x300000)
 				p.wal(0x300000, 100)
 				p.stop()
@@ -392,24 +395,25 @@ func TestStatusBeforeCopyDone(t *testing.T) {
 	}
 }
 
-// However long the last flush takes, the server gets its status updates, and nobody turns in a loop meanwhile.
+// However long the last flush takes, the server hears from us all the time, whatever the status interval: its keepalives are not
+// read meanwhile. And nobody turns in a loop.
 func TestStatusDuringTheLastFlush(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p := newPlay(t, oneTimeline(0x300080)).with(slowly(24 * time.Second))
-		p.receive(Options{Slot: "s", StartLSN: 0x300000, StatusInterval: 10 * time.Second, ReceiveTimeout: -1})
+		p := newPlay(t, oneTimeline(0x300080)).with(slowly(24100 * time.Millisecond))
+		p.receive(Options{Slot: "s", StartLSN: 0x300000, StatusInterval: -1, ReceiveTimeout: -1})
 		p.identify()
 		p.startReplication(0x300000)
 		p.wal(0x300000, 80)
 		begin := time.Now()
 		p.stop()
-		// The disk is still busy with the segment's first bytes, for 24 s; then it takes 24 s more.
-		for i := range 4 {
+		// The disk is still busy with the segment's first bytes, for 24.1 s; then it takes as long again.
+		for i := range 96 {
 			m := p.expect("status 0/300050 0/300000")
-			if d := m.at.Sub(begin); d != time.Duration(i+1)*10*time.Second {
+			if d := m.at.Sub(begin); d != time.Duration(i+1)*blindInterval {
 				t.Errorf("a status update after %s", d)
 			}
 		}
-		if m := p.expect("status 0/300050 0/300050"); m.at.Sub(begin) != 48*time.Second {
+		if m := p.expect("status 0/300050 0/300050"); m.at.Sub(begin) != 48200*time.Millisecond {
 			t.Errorf("the last one after %s", m.at.Sub(begin))
 		}
 		p.copyEnds()
@@ -421,8 +425,8 @@ func TestStatusDuringTheLastFlush(t *testing.T) {
 // While the last flush runs, a progress event that is due does not make anybody turn in a loop: here that would not end.
 func TestProgressDuringTheLastFlush(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p := newPlay(t, oneTimeline(0x300080)).with(slowly(time.Second))
-		p.begin(Options{StartLSN: 0x300000}, 0x300000)
+		p := newPlay(t, oneTimeline(0x300080)).with(slowly(150 * time.Millisecond))
+		p.begin(Options{StartLSN: 0x300000, ProgressInterval: 100 * time.Millisecond}, 0x300000)
 		p.wal(0x300000, 40)
 		p.wal(0x300028, 40)
 		p.finish(0x300050, 0)

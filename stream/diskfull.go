@@ -1,7 +1,6 @@
 package stream
 
 import (
-	"context"
 	"errors"
 	"log/slog"
 	"time"
@@ -48,18 +47,4 @@ func (r *receiver) diskHasRoom() {
 	if e := r.o.Events.DiskFull; e != nil {
 		r.stopOn(e(DiskFull{Waited: waited}))
 	}
-}
-
-// pause waits for a full disk outside of a stream.
-func (r *receiver) pause(ctx context.Context) error {
-	if err := r.stopped(ctx); err != nil {
-		return err
-	}
-	timer := time.NewTimer(diskRetry)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-	case <-timer.C:
-	}
-	return r.stopped(ctx)
 }

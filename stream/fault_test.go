@@ -164,6 +164,9 @@ func TestErrorInTheStream(t *testing.T) {
 					after(p)
 					p.send(between(anytime, []pgproto3.BackendMessage{&pgproto3.ErrorResponse{Severity: "ERROR", SeverityUnlocalized: "ERROR", Code: state,
 						Message: "no", Detail: "because", Hint: "later"}, ready})...)
+					if state == "58P01" { // what the slot still has is worth telling
+						p.command(`READ_REPLICATION_SLOT "s"`, refusal("ERROR", "42601", "never heard of it")...)
+					}
 					err := p.outcome()
 					var e *ServerError
 					if !errors.As(err, &e) || *e != (ServerError{"ERROR", state, "no", "because", "later"}) {
@@ -346,7 +349,7 @@ func TestDiskFails(t *testing.T) {
 		"fsync":                 {"sync", "", unix.EIO, segment.ErrIO, 0x300000},
 		"fsync of a named file": {"sync", "000000010000000000000003.partial", unix.EIO, segment.ErrIO, 0x300000},
 		"link":                  {"link", "000000010000000000000003.partial", unix.EACCES, segment.ErrPermission, 0x300000},
-		"rename":                {"rename", "000000010000000000000003.partial", unix.EIO, segment.ErrIO, 0x300000},
+		"rename":                {"rename", "000000010000000000000003.partial", unix.EIO, segment.ErrIO, 0}, // what was flushed under the .partial name stays so
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

@@ -62,15 +62,14 @@ func (m *memory) put(name string, content []byte, size int64) {
 	m.names[name], m.durable[name] = f, f
 }
 
-// file is the content of a file; nil if there is none.
+// file is what was written to a file; nil if there is none. Up to the file's size, zeros follow.
 func (m *memory) file(name string) []byte {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	f := m.names[name]
-	if f == nil {
-		return nil
+	if f := m.names[name]; f != nil {
+		return f.data
 	}
-	return append(bytes.Clone(f.data), make([]byte, f.size-int64(len(f.data)))...)
+	return nil
 }
 
 // list is the names of all files, sorted, with their sizes.
@@ -99,27 +98,32 @@ func (m *memory) check(t testing.TB) {
 		if !ours.MatchString(name) {
 			t.Errorf("there is a file %q", name)
 		}
-		if len(name) > 20 && f.size != int64(testSize) {
+		if len(name) > 20 && f.size != int64(testSize) || int64(len(f.data)) > f.size {
 			t.Errorf("%s has %d bytes", name, f.size)
 		}
 	}
 }
 
-// holds tells whether WAL is durable: from the first byte of a segment to the byte before end.
-func (m *memory) holds(timeline segment.Timeline, begin, end segment.LSN, want func(lsn segment.LSN, n int) []byte) error {
+// holds tells whether WAL is durable: from the first byte of a segment to the byte before end. What it must be is given by
+// want; without that, it is what was written.
+func (m *memory) holds(timeline segment.Timeline, begin, end segment.LSN, size segment.Size, want func(lsn segment.LSN, n int) []byte) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	for lsn := begin; lsn < end; lsn += segment.LSN(testSize) {
-		name := segment.At(timeline, lsn, testSize).Name(testSize)
+	for lsn := begin; lsn < end; lsn += segment.LSN(size) {
+		name := segment.At(timeline, lsn, size).Name(size)
 		f := m.durable[name]
 		if f == nil {
 			f = m.durable[name+".partial"]
 		}
-		n := int(min(end-lsn, segment.LSN(testSize)))
+		n := int(min(end-lsn, segment.LSN(size)))
 		if f == nil || len(f.synced) < n {
 			return fmt.Errorf("of segment %s, not all of %d bytes are durable", name, n)
 		}
-		if !bytes.Equal(f.synced[:n], want(lsn, n)) {
+		expected := f.data[:n]
+		if want != nil {
+			expected = want(lsn, n)
+		}
+		if !bytes.Equal(f.synced[:n], expected) {
 			return fmt.Errorf("segment %s differs in its first %d bytes", name, n)
 		}
 	}

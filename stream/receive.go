@@ -135,6 +135,10 @@ func (r *receiver) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if r.sys.SystemIdentifier != 0 && r.sys.SystemIdentifier != sys.SystemIdentifier {
+		return fail(segment.ErrForeign, "the new connection is to the cluster with system identifier %d, the lost one was to %d",
+			sys.SystemIdentifier, r.sys.SystemIdentifier)
+	}
 	r.sys = sys
 	if r.o.ReceiveTimeout == 0 {
 		if r.s.silence, err = r.s.senderTimeout(ctx); err != nil {
@@ -218,7 +222,7 @@ func (r *receiver) prepareDirectory() error {
 
 // findStart decides where to start: the directory, else the caller, else the slot, else the server.
 func (r *receiver) findStart(ctx context.Context) error {
-	found, err := r.dir.Start(r.sys.SegmentSize, r.warn)
+	found, err := r.dir.Start(r.sys.SegmentSize, nil) // repair warns of what is passed over
 	if err != nil {
 		return err
 	}

@@ -46,7 +46,16 @@ func (r *receiver) persist(ctx context.Context) error {
 		err := r.run(ctx)
 		if r.waitsForDisk(err) && r.s.usable.Load() {
 			r.diskFull(err)
-			if err := r.pause(ctx); err != nil {
+			if err := r.pause(ctx, diskRetry); err != nil {
+				return err
+			}
+			continue
+		}
+		if errors.Is(err, ErrSlotBusy) && r.s.Progress().Reconnects > 0 && r.s.usable.Load() {
+			// By the WAL sender of the lost connection, until the server notices that it is lost.
+			r.o.Events.log(slog.LevelWarn, err.Error())
+			attempt++
+			if err := r.pause(ctx, backoff(attempt)); err != nil {
 				return err
 			}
 			continue
@@ -63,6 +72,20 @@ func (r *receiver) persist(ctx context.Context) error {
 	}
 }
 
+// pause waits, unless somebody wants to stop.
+func (r *receiver) pause(ctx context.Context, d time.Duration) error {
+	if err := r.stopped(ctx); err != nil {
+		return err
+	}
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+	case <-timer.C:
+	}
+	return r.stopped(ctx)
+}
+
 // reconnect waits and asks for a new connection until there is one; nil then.
 func (r *receiver) reconnect(ctx context.Context, attempt int, lost error) (int, error) {
 	r.s.setProgress(func(p *Progress) { p.State = StateReconnecting })
@@ -71,12 +94,8 @@ func (r *receiver) reconnect(ctx context.Context, attempt int, lost error) (int,
 		attempt++
 		wait := backoff(attempt)
 		r.debugf("waiting %s for a new connection, attempt %d", wait.Round(time.Millisecond), attempt)
-		timer := time.NewTimer(wait)
-		select {
-		case <-ctx.Done():
-			timer.Stop()
-			return attempt, ErrStopped
-		case <-timer.C:
+		if err := r.pause(ctx, wait); err != nil {
+			return attempt, err
 		}
 		next, err := r.o.Events.Reconnect(ctx, Reconnection{attempt, lost})
 		switch {

@@ -34,7 +34,11 @@ func (r *receiver) takeOver(ctx context.Context) (done bool, err error) {
 		return false, err
 	}
 	r.debugf("taking over log streaming at %s (timeline %d)", r.start, r.timeline)
-	r.s.setProgress(func(p *Progress) { p.StartLSN = r.start })
+	r.s.setProgress(func(p *Progress) {
+		if p.StartLSN == 0 {
+			p.StartLSN = r.start
+		}
+	})
 	next, err := newCopyStream(r).run(ctx)
 	if err != nil || next == nil {
 		return true, err
@@ -47,10 +51,18 @@ func (r *receiver) takeOver(ctx context.Context) (done bool, err error) {
 
 // fits tells whether a started stream can be taken over as it is, and makes the receiver ready for it. In the
 // middle of COPY nothing can be asked: all that has to be known must be known.
-func (r *receiver) fits(started StartedStream) (bool, error) {
+func (r *receiver) fits(started StartedStream) (fits bool, err error) {
 	if started.SystemIdentifier == 0 || !started.SegmentSize.Valid() || started.SegmentSize.Offset(started.LSN) != 0 {
 		return false, nil
 	}
+	if r.sys.SystemIdentifier != 0 && r.sys.SystemIdentifier != started.SystemIdentifier {
+		return false, nil // after a lost connection, one to another cluster
+	}
+	defer func(before System) {
+		if !fits {
+			r.sys = before
+		}
+	}(r.sys)
 	r.sys = System{
 		SystemIdentifier:  started.SystemIdentifier,
 		Timeline:          started.Timeline,
@@ -62,8 +74,14 @@ func (r *receiver) fits(started StartedStream) (bool, error) {
 		return false, err
 	}
 	found, err := r.dir.Start(r.sys.SegmentSize, r.warn)
-	if err != nil || found.LSN != 0 && (found.LSN != started.LSN || found.Timeline != started.Timeline) {
+	if err != nil {
 		return false, err
+	}
+	if found.LSN == 0 {
+		found.LSN, found.Timeline = r.start, r.timeline // of a connection that was lost before any WAL came; or 0
+	}
+	if found.LSN != 0 && (found.LSN != started.LSN || found.Timeline != started.Timeline) {
+		return false, nil
 	}
 	if started.Timeline != 1 {
 		if have, err := r.dir.HasHistory(started.Timeline); err != nil || !have {

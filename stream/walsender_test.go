@@ -56,11 +56,14 @@ type play struct {
 
 	timeline segment.Timeline // being streamed
 	written  int              // bytes that the server has sent
+	sent     []byte           // all of them
 	cut      int              // a write is cut in two before this byte; 0: none
 	dribble  bool             // each byte is a write of its own
 	eof      int              // the connection ends before this byte; 0: never
+	stopAt   int              // the test stops the receive before this byte; 0: never
 	chunk    int              // serve sends this much WAL in a message
-	record   *bytes.Buffer    // if not nil: all that the server sends, instead of sending it
+	onDisk   bool             // in a real directory: dir is not used
+	ask      bool             // serve asks for a reply after each message
 }
 
 // message is what the client has sent.
@@ -92,7 +95,7 @@ func (p *play) connect(client net.Conn) {
 	p.client = &watched{Conn: client}
 	p.s = NewSession(p.client, SessionOptions{})
 	p.s.fs = p.dir
-	p.in = make(chan message, 100_000)
+	p.in = make(chan message, 300)
 	go p.listen(p.conn, p.in)
 }
 
@@ -213,9 +216,9 @@ func (p *play) status(b []byte) string {
 	switch {
 	case !reports && flushed != 0:
 		p.t.Errorf("status with the flushed position %s: without a slot it must be 0", flushed)
-	case reports && !p.o.NoSync:
+	case reports && !p.onDisk:
 		want := func(lsn segment.LSN, n int) []byte { return p.c.wal(p.streaming, lsn, n) }
-		if err := p.dir.holds(p.streaming, p.from, flushed, want); err != nil {
+		if err := p.dir.holds(p.streaming, p.from, flushed, testSize, want); err != nil {
 			p.t.Errorf("status with flushed %s: %v", flushed, err)
 		}
 	}
@@ -402,15 +405,17 @@ func (p *play) unusable() {
 // write sends bytes, cut as the play says.
 func (p *play) write(b []byte) {
 	p.t.Helper()
-	if p.record != nil {
-		p.record.Write(b)
-		return
-	}
 	p.conn.SetWriteDeadline(time.Now().Add(time.Hour))
 	for len(b) > 0 {
 		n := len(b)
-		if p.cut > p.written && p.cut < p.written+n {
-			n = p.cut - p.written
+		if p.stopAt > 0 && p.stopAt == p.written {
+			p.stop()
+			p.wait()
+		}
+		for _, at := range []int{p.cut, p.stopAt} {
+			if at > p.written && at < p.written+n {
+				n = at - p.written
+			}
 		}
 		if p.dribble {
 			n = 1
@@ -425,6 +430,7 @@ func (p *play) write(b []byte) {
 			}
 			return
 		}
+		p.sent = append(p.sent, b[:n]...)
 		p.written += n
 		b = b[n:]
 		if ends {
@@ -604,8 +610,11 @@ func (p *play) stream() error {
 			select {
 			case m = <-p.in:
 			default:
-				n := int(min(end-next, segment.LSN(p.chunk), mib-segment.LSN(testSize.Offset(next))))
+				n := int(min(end-next, segment.LSN(p.chunk)))
 				p.wal(next, n)
+				if p.ask {
+					p.send(keepalive(p.c.tip, 1))
+				}
 				if next += segment.LSN(n); next == end {
 					if ended != 0 {
 						p.send(&pgproto3.CopyDone{})
@@ -685,9 +694,7 @@ func (p *play) hasWAL(timeline segment.Timeline, begin, end segment.LSN) {
 		if end-lsn < mib {
 			name, n = name+".partial", int(end-lsn)
 		}
-		want := make([]byte, testSize)
-		copy(want, p.c.wal(timeline, lsn, n))
-		if got := p.dir.file(name); !bytes.Equal(got, want) {
+		if got := p.dir.file(name); !bytes.Equal(got, p.c.wal(timeline, lsn, n)) {
 			p.t.Errorf("%s has %d bytes that are not the server's; the directory has\n%s", name, len(got), p.dir.list())
 		}
 	}

@@ -105,8 +105,10 @@ func (c *wire) used(n int) {
 // read waits until deadline (zero: for ever) for more bytes, and buffers at most limit of them. It returns false
 // without an error where the deadline passed or wake was called first.
 func (c *wire) read(limit int, deadline time.Time) (bool, error) {
-	if ok, err := c.arm(deadline); err != nil || !ok {
-		return false, err
+	if ok, err := c.arm(deadline); err != nil {
+		return false, readFailure(err)
+	} else if !ok {
+		return false, nil
 	}
 	c.reserve(limit)
 	n, err := c.conn.Read(c.buf[c.w : c.w+limit])

@@ -71,8 +71,8 @@ var cFlags = []string{"-std=c11", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-
 func compile(t *testing.T, name, libraries string, flags ...string) string {
 	t.Helper()
 	program := filepath.Join(t.TempDir(), name)
-	run(t, cc(), slices.Concat(cFlags, flags,
-		[]string{"-D_GNU_SOURCE", "-o", program, filepath.Join(hosts, name+".c"), "-L" + libraries, "-lreceivewal", "-ldl"})...)
+	run(t, cc(), slices.Concat(cFlags,
+		[]string{"-D_GNU_SOURCE", "-o", program, filepath.Join(hosts, name+".c"), "-L" + libraries, "-lreceivewal", "-ldl"}, flags)...)
 	return program
 }
 
@@ -130,7 +130,7 @@ func hashOf(t *testing.T, libraries string) string {
 // status 0, and print nothing to stderr: nor must the libraries.
 func runHost(t *testing.T, program, libraries string, env []string, args ...string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, program, args...)
 	cmd.Dir = t.TempDir()
@@ -171,7 +171,7 @@ func runHost(t *testing.T, program, libraries string, env []string, args ...stri
 // TestHosts runs the hosts that need no more than the libraries.
 func TestHosts(t *testing.T) {
 	libraries := lib(t)
-	for _, name := range []string{"arguments", "handles", "receive", "threads", "fork", "signals", "guest", "directory"} {
+	for _, name := range []string{"arguments", "handles", "receive", "threads", "fork", "signals", "guest", "directory", "io"} {
 		t.Run(name, func(t *testing.T) { runHost(t, compile(t, name, libraries), libraries, nil) })
 	}
 	t.Run("leaks", func(t *testing.T) {
@@ -191,7 +191,7 @@ func TestExports(t *testing.T) {
 	if len(declared) < 20 {
 		t.Fatalf("found only %q in the header", declared)
 	}
-	core := []string{"alive", "begin", "cancel", "close", "lost", "open", "progress", "reconnect", "take", "usable", "version"}
+	core := []string{"alive", "begin", "cancel", "close", "lost", "open", "progress", "reconnect", "share", "take", "usable", "version"}
 	for i := range core {
 		core[i] = "receivewal_core_" + core[i]
 	}
@@ -284,8 +284,8 @@ func TestPanic(t *testing.T) {
 	runHost(t, compile(t, "panic", libraries), folder, []string{"GODEBUG="})
 }
 
-// TestSanitizers runs hosts and the loader compiled with the compiler's sanitizers: over the fake core, where these have to
-// see every thread, and over the real one.
+// TestSanitizers runs hosts and the loader compiled with the compiler's sanitizers: over the fake core, where these see
+// every thread, and over the real one, where they see the host's and the loader's.
 func TestSanitizers(t *testing.T) {
 	libraries := lib(t)
 	for _, c := range []struct {
@@ -295,9 +295,11 @@ func TestSanitizers(t *testing.T) {
 		hosts         []string
 	}{
 		{"thread, fake core", "TSAN_OPTIONS=halt_on_error=1", []string{"-fsanitize=thread"}, "", []string{"races"}},
+		{"thread, Go core", "TSAN_OPTIONS=halt_on_error=1", []string{"-fsanitize=thread"}, filepath.Join(libraries, coreName),
+			[]string{"threads", "receive"}},
 		{"address, fake core", "ASAN_OPTIONS=detect_leaks=1", addressSanitizer, "", []string{"races"}},
 		{"address, Go core", "ASAN_OPTIONS=detect_leaks=1", addressSanitizer, filepath.Join(libraries, coreName),
-			[]string{"arguments", "handles", "receive", "threads"}},
+			[]string{"arguments", "handles", "receive", "threads", "io"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			flags := append(slices.Clone(c.flags), "-DHEADER_HASH="+hashOf(t, libraries))
@@ -344,4 +346,34 @@ receivewal_start_point t = RECEIVEWAL_START_POINT_INIT;
 			run(t, compiler, "-x", language[0], language[1], "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-fsyntax-only", "-Iinclude", source)
 		})
 	}
+}
+
+// TestRelay tests the relay by itself: with the sanitizers, and with valgrind.
+func TestRelay(t *testing.T) {
+	libraries := lib(t)
+	for _, c := range []struct {
+		name  string
+		flags []string
+		under []string
+	}{
+		{"sanitizers", addressSanitizer, nil},
+		{"valgrind", nil, []string{"--error-exitcode=9", "--leak-check=full", "--track-fds=no", "--log-file=valgrind"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			object := filepath.Join(t.TempDir(), "relay.o")
+			run(t, cc(), slices.Concat(cFlags, c.flags, []string{"-c", "-o", object, "loader/relay.c"})...)
+			host := compile(t, "relay", libraries, slices.Concat(c.flags, []string{"-Iloader", object})...)
+			if c.under == nil {
+				runHost(t, host, libraries, nil)
+				return
+			}
+			runHost(t, run1(t, "which", "valgrind"), libraries, nil, append(c.under, host)...)
+		})
+	}
+}
+
+// run1 is what a command prints, without the newline.
+func run1(t *testing.T, name string, args ...string) string {
+	t.Helper()
+	return strings.TrimSpace(run(t, name, args...))
 }

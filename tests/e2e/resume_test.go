@@ -94,6 +94,11 @@ func TestBetterKilled(t *testing.T) {
 			startAll(rs, c)
 			c.Generate(size)
 			for _, r := range rs {
+				// Before the first file there is nothing to go on from, and no slot to keep the place.
+				pg.WaitFor(t, "a first file", func() bool {
+					files := pg.List(t, r.dir)
+					return len(files.Complete)+len(files.Partial) > 0
+				})
 				r.Kill9()
 				c.WaitGone(r.name)
 			}

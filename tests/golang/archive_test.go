@@ -93,11 +93,11 @@ func TestHoleThatTheServerNoLongerHas(t *testing.T) {
 	name := pg.List(t, dir).Complete[1]
 	os.Remove(filepath.Join(dir, name))
 	os.Remove(filepath.Join(c.WALDir(), name))
-	holes, err := receiveTo(t, c, dir, generate(c, 1), func(o *stream.Options) { o.Repair = stream.RepairStop })
+	_, err := receiveTo(t, c, dir, generate(c, 1), func(o *stream.Options) { o.Repair = stream.RepairStop })
 	if !errors.Is(err, segment.ErrGap) || !strings.Contains(err.Error(), name) {
 		t.Errorf("got %v, want a gap at %s", err, name)
 	}
-	holes, err = receiveTo(t, c, dir, generate(c, 1), nil)
+	holes, err := receiveTo(t, c, dir, generate(c, 1), nil)
 	if err != nil || len(holes) != 2 || holes[1].State != stream.HoleLost {
 		t.Errorf("got %+v, %v", holes, err)
 	}

@@ -2,6 +2,7 @@ package pg
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"io"
 	"io/fs"
@@ -15,13 +16,28 @@ import (
 // Standby makes a streaming standby of a running cluster and starts it. name becomes its application_name; conf is added to
 // the primary's configuration. It works on a standby too.
 //
-// The base is a copy of the files in backup mode: the BASE_BACKUP command differs between versions, this does not.
+// The base is a copy of the files in backup mode: see backupTo.
 func (c *Cluster) Standby(name string, conf ...string) *Cluster {
 	c.t.Helper()
 	s := prepare(c.t, c.Version, c.SegmentSize, c.tcp)
 	if c.RootCert != "" {
 		s.RootCert = filepath.Join(s.DataDir, "server.crt")
 	}
+	c.backupTo(s)
+	s.create("standby.signal", "")
+	s.appendFile("postgresql.conf", append([]string{
+		"primary_conninfo = '" + c.ConnString("application_name="+name) + "'",
+		"hot_standby = on",
+	}, conf...))
+	s.Start()
+	c.WaitStreaming(name)
+	return s
+}
+
+// backupTo copies the data directory to that of a new cluster in backup mode: the BASE_BACKUP command differs between versions, this
+// does not.
+func (c *Cluster) backupTo(s *Cluster) {
+	c.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), Deadline)
 	defer cancel()
 	conn, err := pgconn.Connect(ctx, c.ConnString()) // backup mode lasts as long as its connection
@@ -38,14 +54,6 @@ func (c *Cluster) Standby(name string, conf ...string) *Cluster {
 	c.must(err)
 
 	s.create("backup_label", label)
-	s.create("standby.signal", "")
-	s.appendFile("postgresql.conf", append([]string{
-		"primary_conninfo = '" + c.ConnString("application_name="+name) + "'",
-		"hot_standby = on",
-	}, conf...))
-	s.Start()
-	c.WaitStreaming(name)
-	return s
 }
 
 // Promote ends recovery and waits until the server writes WAL on its new timeline.
@@ -64,7 +72,7 @@ func (c *Cluster) WaitReplayed(lsn LSN) {
 }
 
 // CopyWAL gives the server those segments and history files of another one that it lacks, as if it had restored them from an
-// archive.
+// archive. Files for segments to come, in which there is old WAL still, are left out.
 func (c *Cluster) CopyWAL(from *Cluster) {
 	c.t.Helper()
 	files := List(c.t, from.WALDir())
@@ -73,9 +81,25 @@ func (c *Cluster) CopyWAL(from *Cluster) {
 		if _, err := os.Stat(to); err == nil {
 			continue
 		}
+		if len(name) == 24 && !from.begun(name) {
+			continue
+		}
 		c.must(copyFile(filepath.Join(from.WALDir(), name), to, 0o600))
 		c.must(own(to))
 	}
+}
+
+// begun tells whether the server has written to a segment: its first page then has the segment's own address (xlp_pageaddr in
+// access/xlog_internal.h).
+func (c *Cluster) begun(name string) bool {
+	c.t.Helper()
+	f, err := os.Open(filepath.Join(c.WALDir(), name))
+	c.must(err)
+	defer f.Close()
+	var head [16]byte
+	_, err = io.ReadFull(f, head[:])
+	c.must(err)
+	return binary.LittleEndian.Uint64(head[8:]) == c.segmentNumber(name)*c.SegmentSize
 }
 
 // copyData copies the data directory of a server in backup mode: without what belongs to the running server or is
