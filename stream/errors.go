@@ -105,6 +105,11 @@ func commandFailure(sql string, e *ServerError) error {
 	case slot && e.SQLSTATE == stateObjectInUse:
 		kind = ErrSlotBusy
 	}
+	for _, name := range []string{"START_REPLICATION", "TIMELINE_HISTORY"} { // of these, pg_receivewal names only the command
+		if strings.HasPrefix(sql, name) {
+			sql = name
+		}
+	}
 	return fail(kind, "could not send replication command \"%s\": %w", sql, e)
 }
 

@@ -222,7 +222,7 @@ func (r *receiver) prepareDirectory() error {
 
 // findStart decides where to start: the directory, else the caller, else the slot, else the server.
 func (r *receiver) findStart(ctx context.Context) error {
-	found, err := r.dir.Start(r.sys.SegmentSize, r.warn)
+	found, err := r.dir.Start(r.sys.SegmentSize, nil) // repair warns of what is passed over
 	if err != nil {
 		return err
 	}
