@@ -15,6 +15,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 
 CC=${CC:-gcc}
 version=$(sed -n 's/^#define RECEIVEWAL_VERSION "\(.*\)"$/\1/p' include/receivewal.h) # the one place that has it
+overlay_go=go1.26.8 # a Go release that capi/runtime-overlay.sh fits
 pg_bin=/usr/lib/postgresql/15/bin
 staticcheck=honnef.co/go/tools/cmd/staticcheck@v0.8.2
 export GOFLAGS="${GOFLAGS:-} -buildvcs=false" # a clone may belong to somebody else
@@ -30,7 +31,9 @@ die() {
 needed_to_build=(
     gcc:gcc
     /usr/include/stdio.h:libc6-dev
+    /etc/ssl/certs/ca-certificates.crt:ca-certificates
     pg_config:libpq-dev
+    /usr/include/openssl/ssl.h:libssl-dev
 )
 needed_to_demo=(
     "$pg_bin/postgres:postgresql-15"
@@ -46,7 +49,6 @@ needed_to_test=(
     npm:npm
     lz4:lz4
     zstd:zstd
-    /usr/include/openssl/ssl.h:libssl-dev
     /usr/bin/python3:python3
     /usr/lib/python3/dist-packages/psycopg2:python3-psycopg2
 )
@@ -91,7 +93,7 @@ read -r -a more_c_flags <<<"${CFLAGS:-}"
 
 # compile OUTPUT INPUT... -- ARGUMENTS: runs the compiler if the output is missing, or the inputs or the command have changed.
 compile() {
-    local output=$1 inputs=() stamp
+    local output=$1 inputs=() stamp stamp_file=build/stamps/${1##*/}
     shift
     while [ "$1" != -- ]; do
         inputs+=("$1")
@@ -99,14 +101,14 @@ compile() {
     done
     shift
     stamp=$({ printf '%s\n' "$CC" "${c_flags[@]}" "${more_c_flags[@]}" "$@"; cat "${inputs[@]}"; } | sha256sum)
-    if [ -e "$output" ] && [ "$(cat "$output.stamp" 2>/dev/null)" = "$stamp" ]; then
+    if [ -e "$output" ] && [ "$(cat "$stamp_file" 2>/dev/null)" = "$stamp" ]; then
         return
     fi
     echo "  $output"
-    mkdir -p "${output%/*}"
+    mkdir -p "${output%/*}" build/stamps
     "$CC" "${c_flags[@]}" "${more_c_flags[@]}" "$@" -o "$output.new"
     mv "$output.new" "$output" # a running program keeps its old file
-    echo "$stamp" >"$output.stamp"
+    echo "$stamp" >"$stamp_file"
 }
 
 build_headers() {
@@ -114,31 +116,43 @@ build_headers() {
     cp -u include/*.h build/include/
 }
 
+# The loader and the core must have been compiled with the same headers; each call of the core compares this hash. It also makes Go
+# compile anew when they change: its build cache doesn't look at C headers outside the package.
+header_hash() {
+    cat include/*.h loader/core.h | sha256sum | cut -c 1-16
+}
+
 # The library that hosts link: plain C.
 build_loader() {
     compile build/lib/libreceivewal.so.1 loader/* include/*.h -- \
-        -fPIC -shared -fvisibility=hidden -Iinclude loader/*.c \
-        -Wl,-soname,libreceivewal.so.1 -Wl,--version-script=loader/receivewal.map \
-        -Wl,-z,defs -Wl,-z,relro,-z,now -ldl -pthread
+        -fPIC -shared -fvisibility=hidden "-DHEADER_HASH=$(header_hash)" -Iinclude loader/*.c \
+        -Wl,-soname,libreceivewal.so.1 -Wl,--version-script=loader/libreceivewal.map \
+        -Wl,-z,defs -Wl,-z,nodelete -Wl,-z,now -Wl,-z,relro -pthread -ldl
     ln -sf libreceivewal.so.1 build/lib/libreceivewal.so
 }
 
-# The Go core that it loads. Go's build cache doesn't look at C headers outside the package, so their hash is among the flags.
+# The Go core that it loads. A guest in its host's process: no signals to preempt goroutines, and a runtime overlay whose script
+# says what else.
 build_core() {
-    local headers
-    headers=$(cat include/*.h loader/*.h | sha256sum | cut -c 1-16)
+    local overlay
     mkdir -p build/lib
-    CGO_ENABLED=1 CC=$CC CGO_CFLAGS="-O2 -g -DRECEIVEWAL_HEADERS=0x$headers" \
-        go build -trimpath -buildmode=c-shared \
-        -ldflags '-extldflags "-Wl,-soname,libreceivewal-core.so.1 -Wl,-z,relro,-z,now"' \
+    # A Go whose runtime is not as the overlay expects: then the release that it was written for, which go fetches.
+    if ! overlay=$(capi/runtime-overlay.sh build/overlay); then
+        export GOTOOLCHAIN=$overlay_go
+        overlay=$(capi/runtime-overlay.sh build/overlay)
+    fi
+    CGO_ENABLED=1 CC=$CC CGO_CFLAGS="-O2 -g -DHEADER_HASH=$(header_hash)" \
+        go build -buildmode=c-shared -trimpath -overlay "$overlay" \
+        -ldflags "-X runtime.godebugDefault=asyncpreemptoff=1 -extldflags '-Wl,-soname,libreceivewal-core.so.1 -Wl,--version-script=$PWD/capi/core.map'" \
         -o build/lib/libreceivewal-core.so.1 ./capi
-    rm -f build/lib/libreceivewal-core.so.h build/lib/libreceivewal-core.so # Go's own header; the core has no public one
+    rm -f build/lib/libreceivewal-core.so.h # Go writes a header; the core has no public one
+    chmod 755 build/lib/libreceivewal-core.so.1
 }
 
 build_program() {
     compile build/bin/receivewal examples/receivewal.c include/*.h -- \
         -Iinclude "-I$(pg_config --includedir)" examples/receivewal.c \
-        -Lbuild/lib -lreceivewal "-L$(pg_config --libdir)" -lpq "-Wl,-rpath,\$ORIGIN/../lib"
+        -Lbuild/lib -lreceivewal "-L$(pg_config --libdir)" -lpq -lssl -lcrypto "-Wl,-rpath,\$ORIGIN/../lib"
 }
 
 build() {

@@ -3,14 +3,15 @@
  *
  * It takes pg_receivewal's options, writes the same files, prints the same messages and ends with the same exit
  * codes, so that scripts can call it in its place; it goes by the name that it is called by. It also shows how a host
- * uses the library: libpq connects and authenticates, libreceivewal receives on libpq's socket, and the connection is libpq's
- * again when it is done.
+ * uses the library: libpq connects and authenticates, libreceivewal receives on libpq's socket, and the connection is
+ * libpq's again when it is done.
  *
  * BSD-3-Clause. See LICENSE.
  */
 #define _DEFAULT_SOURCE 1
 
 #include <receivewal.h>
+#include <receivewal_openssl.h>
 
 #include <ctype.h>
 #include <dirent.h>
@@ -43,7 +44,7 @@ typedef struct settings
     receivewal_lsn end_lsn;
     int status_interval; /* seconds */
     int password;        /* -1: never ask, 0: ask when the server wants one, 1: ask in any case */
-    bool create_slot, drop_slot, if_not_exists, no_loop, no_sync, synchronous, verbose, progress;
+    bool check, json, create_slot, drop_slot, if_not_exists, no_loop, no_sync, synchronous, verbose, progress;
 } settings;
 
 static settings set = { .status_interval = 10 };
@@ -181,13 +182,14 @@ static void announce_stop(void)
 
 /* ------------------------------------------------------------------------------------------ connection */
 
-/* Asks for the password on the terminal, without echo; on standard input and error where there is no terminal. */
+/* Asks for the password on the terminal, without echo; on standard input and error where there is no terminal. NULL at
+ * the end of the input. */
 static char *ask_password(void)
 {
     static char password[1024];
     struct termios normal, silent;
     FILE *in = fopen("/dev/tty", "r"), *out = fopen("/dev/tty", "w");
-    bool have_tty = in != NULL && out != NULL, echo_off;
+    bool have_tty = in != NULL && out != NULL, echo_off, answered;
 
     if (!have_tty)
     {
@@ -207,20 +209,18 @@ static char *ask_password(void)
     }
     fputs("Password: ", out);
     fflush(out);
-    if (fgets(password, sizeof(password), in) == NULL)
-        password[0] = '\0';
-    password[strcspn(password, "\r\n")] = '\0';
+    answered = fgets(password, sizeof(password), in) != NULL;
+    if (answered)
+        password[strcspn(password, "\r\n")] = '\0';
     if (echo_off)
-    {
         tcsetattr(fileno(in), TCSAFLUSH, &normal);
-        fputs("\n", out);
-    }
+    fputs("\n", out);
     if (have_tty)
     {
         fclose(in);
         fclose(out);
     }
-    return password;
+    return answered ? password : NULL;
 }
 
 /* Connects with libpq, asking for a password where one is wanted. NULL: not enough memory. */
@@ -233,8 +233,8 @@ static PGconn *connect_with_password(const char **keywords, const char **values,
     {
         PGconn *conn;
 
-        if (ask)
-            password = ask_password();
+        if (ask && (password = ask_password()) == NULL)
+            set.password = -1; /* nobody is there to answer; pg_receivewal would ask for ever */
         keywords[count] = password != NULL ? "password" : NULL;
         values[count] = password;
         conn = PQconnectdbParams(keywords, values, 1);
@@ -262,8 +262,8 @@ static void check_server(PGconn *conn)
 
 /*
  * Connects for physical replication. What the command line says outranks the connection string; the database name
- * "replication" is for .pgpass and proxies only and gives way to the string's. Exits where the string is wrong or the server cannot be
- * used; NULL, after a message, where it cannot be reached now.
+ * "replication" is for .pgpass and proxies only and gives way to the string's. Exits where the string is wrong or the
+ * server cannot be used; NULL, after a message, where it cannot be reached now.
  */
 static PGconn *connect_to_server(void)
 {
@@ -315,19 +315,23 @@ static PGconn *connect_to_server(void)
 }
 
 /*
- * Lends the connection to the library; exits where that cannot work. An encrypted session lives in libpq, not in its
- * socket, so the library needs an unencrypted one. That is the user's to decide: nothing is downgraded silently.
+ * Lends the connection to the library; exits where that cannot work. A TLS session lives in libpq, not in its socket,
+ * so the library reads and writes through it. GSSAPI's encryption libpq keeps to itself.
  */
 static receivewal *attach(PGconn *conn)
 {
     receivewal_connection connection = RECEIVEWAL_CONNECTION_INIT;
+    receivewal_io io;
     receivewal *rw;
 
     if (PQsslInUse(conn))
     {
-        say("error: ", "the connection is encrypted with TLS, which this version does not support");
-        say("hint: ", "Connect through a Unix-domain socket, or with sslmode=disable over a network that you trust.");
-        exit(1);
+        SSL *ssl = PQsslStruct(conn, "OpenSSL");
+
+        if (ssl == NULL)
+            die("the connection is encrypted with TLS by a library other than OpenSSL, which is not supported");
+        io = receivewal_openssl_io(ssl);
+        connection.io = &io;
     }
     if (PQgssEncInUse(conn))
     {
@@ -426,12 +430,17 @@ static void on_log(void *ctx, receivewal_log_level level, const char *text)
 /* Receives on a connection until something ends it, and closes the connection. */
 static receivewal_status receive(PGconn *conn)
 {
+    /* How far the connections before this one came. The directory does not tell if they were lost before any WAL came. */
+    static receivewal_progress last = RECEIVEWAL_PROGRESS_INIT;
+    receivewal_progress progress = RECEIVEWAL_PROGRESS_INIT;
     receivewal_options options = RECEIVEWAL_OPTIONS_INIT;
     receivewal *rw = attach(conn);
     receivewal_status status = RECEIVEWAL_ERR_STOPPED;
 
     options.directory = set.directory;
     options.slot = set.slot;
+    options.start_lsn = last.flushed_lsn != 0 ? last.flushed_lsn : last.start_lsn;
+    options.start_timeline = last.timeline;
     options.end_lsn = set.end_lsn;
     options.status_interval = set.status_interval * 1000;
     options.synchronous = set.synchronous;
@@ -444,6 +453,8 @@ static receivewal_status receive(PGconn *conn)
     if (!atomic_load(&stop_asked)) /* a signal that came before the handler could see rw */
         status = receivewal_receive(rw, &options);
     atomic_store(&receiving, NULL);
+    if (receivewal_get_progress(rw, &progress) == RECEIVEWAL_OK && (progress.timeline != 0 || last.start_lsn == 0))
+        last = progress;
 
     show_live_line("");
     announce_stop();
@@ -505,6 +516,96 @@ static int change_slot(PGconn *conn)
     return status == RECEIVEWAL_OK ? 0 : 1;
 }
 
+/* ---------------------------------------------------------------------------------------------- checking */
+
+/* A string as JSON has it. */
+static void print_json(const char *text)
+{
+    putchar('"');
+    for (const unsigned char *c = (const unsigned char *) text; *c != '\0'; c++)
+        if (*c == '"' || *c == '\\')
+            printf("\\%c", *c);
+        else if (*c < ' ')
+            printf("\\u%04x", *c);
+        else
+            putchar(*c);
+    putchar('"');
+}
+
+static const char *problem_name(receivewal_problem_kind kind)
+{
+    switch (kind)
+    {
+        case RECEIVEWAL_PROBLEM_MISSING: return "missing";
+        case RECEIVEWAL_PROBLEM_WRONG_SIZE: return "wrong_size";
+        case RECEIVEWAL_PROBLEM_WRONG_PAGE: return "wrong_page";
+        case RECEIVEWAL_PROBLEM_DAMAGED: return "damaged";
+        case RECEIVEWAL_PROBLEM_NO_HISTORY: return "no_history";
+        case RECEIVEWAL_PROBLEM_BAD_HISTORY: return "bad_history";
+        case RECEIVEWAL_PROBLEM_FOREIGN_FILE: return "foreign_file";
+        case RECEIVEWAL_PROBLEM_LEFTOVER: return "leftover";
+    }
+    return "unknown";
+}
+
+static int on_problem(void *ctx, const receivewal_problem *problem)
+{
+    char begin[RECEIVEWAL_LSN_LEN], end[RECEIVEWAL_LSN_LEN];
+    bool *first = ctx;
+
+    receivewal_lsn_format(problem->lsn, begin);
+    receivewal_lsn_format(problem->end_lsn, end);
+    if (set.json)
+    {
+        printf("%s\n    {\"kind\": \"%s\", \"file\": ", *first ? "" : ",", problem_name(problem->kind));
+        print_json(problem->file);
+        printf(", \"timeline\": %u, \"lsn\": \"%s\", \"end_lsn\": \"%s\", \"text\": ", (unsigned) problem->timeline, begin, end);
+        print_json(problem->text);
+        printf("}");
+    }
+    else if (problem->end_lsn != 0)
+        printf("%s: %s (timeline %u, %s to %s)\n", problem_name(problem->kind), problem->text, (unsigned) problem->timeline, begin, end);
+    else
+        printf("%s: %s\n", problem_name(problem->kind), problem->text);
+    *first = false;
+    return 0;
+}
+
+/* --check. Returns the program's exit code: 0 if the directory is sound, 2 if it has problems. */
+static int check_directory(void)
+{
+    receivewal_check_options options = RECEIVEWAL_CHECK_OPTIONS_INIT;
+    receivewal_check check = RECEIVEWAL_CHECK_INIT;
+    char oldest[RECEIVEWAL_LSN_LEN], next[RECEIVEWAL_LSN_LEN];
+    bool first = true;
+
+    options.decode = 1;
+    options.ctx = &first;
+    options.problem = on_problem;
+    if (set.json)
+        printf("{\n  \"problems\": [");
+    if (receivewal_check_directory(set.directory, &options, &check) != RECEIVEWAL_OK)
+    {
+        say_error(NULL);
+        return 1;
+    }
+    receivewal_lsn_format(check.oldest_lsn, oldest);
+    receivewal_lsn_format(check.lsn, next);
+    if (set.json)
+        printf("%s],\n  \"problem_count\": %llu,\n  \"leftover_count\": %llu,\n  \"segments\": %llu,\n  \"segment_size\": %u,\n"
+               "  \"system_identifier\": \"%llu\",\n  \"oldest_lsn\": \"%s\",\n  \"next_lsn\": \"%s\",\n  \"timeline\": %u\n}\n",
+               first ? "" : "\n  ", (unsigned long long) check.problems, (unsigned long long) check.leftovers,
+               (unsigned long long) check.segments, (unsigned) check.segment_size,
+               (unsigned long long) check.system_identifier, oldest, next, (unsigned) check.timeline);
+    else if (check.lsn == 0)
+        printf("there is no WAL in \"%s\"\n", set.directory);
+    else
+        printf("%llu complete segments of %u bytes from %s, going on at %s (timeline %u), system identifier %llu: %llu problems\n",
+               (unsigned long long) check.segments, (unsigned) check.segment_size, oldest, next, (unsigned) check.timeline,
+               (unsigned long long) check.system_identifier, (unsigned long long) check.problems);
+    return check.problems == 0 ? 0 : 2;
+}
+
 /* --------------------------------------------------------------------------------------------- options */
 
 static void usage(void)
@@ -538,6 +639,9 @@ static void usage(void)
            "      --create-slot      create a new replication slot (for the slot's name see --slot)\n"
            "      --drop-slot        drop the replication slot (for the slot's name see --slot)\n");
     printf("\nNot in PostgreSQL's pg_receivewal:\n"
+           "      --check            check the directory for holes and damage instead, without a server; exit\n"
+           "                         with 0 if it is sound, 2 if it has problems, 1 if it cannot be read\n"
+           "      --json             print the result of --check as JSON\n"
            "      --progress         show position, speed and lag on the terminal\n");
     printf("\nThis is the receivewal program of libreceivewal %s.\n", receivewal_version_string());
 }
@@ -689,7 +793,7 @@ static void check_compression(const char *argument)
     free(text);
 }
 
-enum { OPT_CREATE_SLOT = 256, OPT_DROP_SLOT, OPT_IF_NOT_EXISTS, OPT_SYNCHRONOUS, OPT_NO_SYNC, OPT_PROGRESS };
+enum { OPT_CREATE_SLOT = 256, OPT_DROP_SLOT, OPT_IF_NOT_EXISTS, OPT_SYNCHRONOUS, OPT_NO_SYNC, OPT_PROGRESS, OPT_CHECK, OPT_JSON };
 
 static void read_options(int argc, char **argv)
 {
@@ -715,6 +819,8 @@ static void read_options(int argc, char **argv)
         { "synchronous", no_argument, NULL, OPT_SYNCHRONOUS },
         { "no-sync", no_argument, NULL, OPT_NO_SYNC },
         { "progress", no_argument, NULL, OPT_PROGRESS },
+        { "check", no_argument, NULL, OPT_CHECK },
+        { "json", no_argument, NULL, OPT_JSON },
         { NULL, 0, NULL, 0 }
     };
     unsigned high, low;
@@ -747,10 +853,24 @@ static void read_options(int argc, char **argv)
             case OPT_SYNCHRONOUS: set.synchronous = true; break;
             case OPT_NO_SYNC: set.no_sync = true; break;
             case OPT_PROGRESS: set.progress = true; break;
+            case OPT_CHECK: set.check = true; break;
+            case OPT_JSON: set.json = true; break;
             default: die_with_hint(NULL); /* getopt_long has said what is wrong */
         }
     if (optind < argc)
         die_with_hint("too many command-line arguments (first is \"%s\")", argv[optind]);
+}
+
+/* The server would refuse the name too, but its answer depends on the command that has it. */
+static void check_slot_name(const char *name)
+{
+    size_t length = strlen(name);
+
+    if (length >= 1 && length <= 63 && strspn(name, "abcdefghijklmnopqrstuvwxyz0123456789_") == length)
+        return;
+    say("error: ", "replication slot name \"%s\" is not valid", name);
+    say("hint: ", "Replication slot names have 1 to 63 lower case letters, numbers and underscores.");
+    exit(1);
 }
 
 /* Checks what the options mean together, in pg_receivewal's order. */
@@ -764,6 +884,10 @@ static void check_options(void)
         die_with_hint("cannot use --synchronous together with --no-sync");
     if (set.directory == NULL && !set.drop_slot && !set.create_slot)
         die_with_hint("no target directory specified");
+    if (set.check && (set.create_slot || set.drop_slot))
+        die_with_hint("cannot use --check together with %s", set.create_slot ? "--create-slot" : "--drop-slot");
+    if (set.json && !set.check)
+        die_with_hint("--json needs --check");
     if (set.compress != NULL)
         check_compression(set.compress);
     if (!set.drop_slot && !set.create_slot)
@@ -774,6 +898,8 @@ static void check_options(void)
             die("could not open directory \"%s\": %s", set.directory, strerror(errno));
         closedir(directory);
     }
+    if (set.slot != NULL)
+        check_slot_name(set.slot);
 }
 
 int main(int argc, char **argv)
@@ -795,6 +921,8 @@ int main(int argc, char **argv)
     read_options(argc, argv);
     check_options();
 
+    if (set.check)
+        return check_directory();
     /* Signals keep their default until here, so that they end a password prompt. */
     conn = connect_to_server();
     if (conn == NULL)

@@ -129,20 +129,70 @@ typedef enum receivewal_state
     RECEIVEWAL_STATE_IDLE = 0,      /* no call in progress */
     RECEIVEWAL_STATE_STARTING = 1,  /* asking the server, looking through the directory */
     RECEIVEWAL_STATE_STREAMING = 2, /* receiving */
-    RECEIVEWAL_STATE_STOPPING = 3   /* flushing, and bringing the connection back to idle */
+    RECEIVEWAL_STATE_STOPPING = 3,  /* flushing, and bringing the connection back to idle */
+    RECEIVEWAL_STATE_RECONNECTING = 4, /* waiting for a new connection (events.reconnect) */
+    RECEIVEWAL_STATE_DISK_FULL = 5     /* waiting for room on the disk (on_disk_full) */
 } receivewal_state;
 
 /* ------------------------------------------------------------------------------------------- connection */
 
-/* A connection that the host has established with replication=true and authenticated, and that is idle.
- * Messages of the authentication (ParameterStatus, BackendKeyData, ReadyForQuery) may still be unread on it. */
+/*
+ * How the host reads and writes a connection whose bytes are not plain on the descriptor, such as a TLS session.
+ * receivewal_openssl.h makes one of an SSL *.
+ *
+ * The functions run inside receivewal_receive, receivewal_wait, receivewal_dispatch and the calls that ask the server, on the
+ * thread that called, one at a time; the library itself only polls the descriptor. They must not block: the
+ * descriptor is expected to be non-blocking, and where they would have to wait they say for what. Either may ask for either
+ * direction (a TLS session may have to write in order to read). After RECEIVEWAL_IO_ERROR, or a number that makes no sense,
+ * neither is called again.
+ */
+typedef struct receivewal_io
+{
+    size_t size; /* sizeof(receivewal_io) */
+    void *ctx;   /* passed to each; the library doesn't touch it. Must live until receivewal_detach */
+
+    /* Reads up to length (> 0) bytes. Returns how many (> 0), 0 once the peer has closed, or one of RECEIVEWAL_IO_*. */
+    ptrdiff_t (*read)(void *ctx, void *buffer, size_t length);
+
+    /* Writes up to length (> 0) bytes. Returns how many (> 0), or one of RECEIVEWAL_IO_*. */
+    ptrdiff_t (*write)(void *ctx, const void *buffer, size_t length);
+
+    /* After RECEIVEWAL_IO_ERROR: why, as a NUL-terminated sentence of at most length bytes. May be NULL. */
+    void (*errmsg)(void *ctx, char *buffer, size_t length);
+} receivewal_io;
+#define RECEIVEWAL_IO_INIT { sizeof(receivewal_io), NULL, NULL, NULL, NULL }
+
+#define RECEIVEWAL_IO_ERROR (-1)      /* the connection is lost */
+#define RECEIVEWAL_IO_WANT_READ (-2)  /* call again once the descriptor is readable */
+#define RECEIVEWAL_IO_WANT_WRITE (-3) /* call again once the descriptor is writable */
+
+/*
+ * A connection that the host has established with replication=true and authenticated, and that is idle.
+ * Messages of the authentication (ParameterStatus, BackendKeyData, ReadyForQuery) may still be unread on it.
+ *
+ * Or one on which the host has started a stream itself: it has sent START_REPLICATION and read CopyBothResponse, and no
+ * more than that but into read_ahead. The first receive takes the stream over. It goes on with it as it is where
+ * system_identifier and segment_size are given and stream_lsn is exactly where the directory ends (or the directory is
+ * empty, and stream_lsn the first byte of a segment); otherwise it ends the stream and starts one at the right place.
+ */
 typedef struct receivewal_connection
 {
     size_t size;        /* sizeof(receivewal_connection) */
-    int fd;             /* the connected stream socket (TCP or Unix), unencrypted; it is duplicated, and stays the host's */
+    int fd;             /* the connected stream socket (TCP or Unix); it is duplicated, and stays the host's */
     int server_version; /* as PQserverVersion gives it, 150018 for 15.18; 0: not known */
+
+    const receivewal_io *io; /* how to read and write; NULL: the descriptor's bytes are plain */
+
+    const void *read_ahead;   /* what the host has read beyond what it has used; NULL: nothing */
+    size_t read_ahead_length; /* bytes */
+
+    int streaming;               /* non-zero: the host has started a stream, as the following says */
+    uint32_t stream_timeline;    /* as in its START_REPLICATION */
+    receivewal_lsn stream_lsn;   /* as in its START_REPLICATION */
+    uint64_t system_identifier;  /* from IDENTIFY_SYSTEM; 0: not known */
+    uint32_t segment_size;       /* wal_segment_size in bytes; 0: not known */
 } receivewal_connection;
-#define RECEIVEWAL_CONNECTION_INIT { sizeof(receivewal_connection), -1, 0 }
+#define RECEIVEWAL_CONNECTION_INIT { sizeof(receivewal_connection), -1, 0, NULL, NULL, 0, 0, 0, 0, 0, 0 }
 
 /*
  * Lends a connection to the library. No byte is sent or received by this call.
@@ -186,11 +236,12 @@ typedef struct receivewal_progress
     receivewal_lsn server_lsn;         /* the server's end of WAL, as it said last */
     uint64_t bytes;                    /* WAL bytes received since the start */
     uint64_t segments;                 /* segments completed since the start */
+    uint64_t reconnects;               /* connections after the first, since the start */
     int64_t server_time;               /* the server's clock in its last message, microseconds; 0: none yet */
     int64_t received_time;             /* our clock at that moment, microseconds; 0: none yet */
     char segment[RECEIVEWAL_NAME_MAX]; /* file name of the segment being written, without ".partial" */
 } receivewal_progress;
-#define RECEIVEWAL_PROGRESS_INIT { sizeof(receivewal_progress), RECEIVEWAL_STATE_IDLE, 0, 0, 0, 0, 0, 0, 0, 0, 0, { 0 } }
+#define RECEIVEWAL_PROGRESS_INIT { sizeof(receivewal_progress), RECEIVEWAL_STATE_IDLE, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, { 0 } }
 
 /* Fills *progress. Any thread, at any time. Returns OK, INVALID, SIZE, HANDLE, CLOSED, FORKED. */
 receivewal_status receivewal_get_progress(receivewal *rw, receivewal_progress *progress);
@@ -218,6 +269,59 @@ typedef struct receivewal_timeline_switch
     receivewal_lsn start_lsn;  /* where streaming goes on: the first byte of the segment that holds switch_lsn */
 } receivewal_timeline_switch;
 
+/* What is wrong with a directory. */
+typedef enum receivewal_problem_kind
+{
+    RECEIVEWAL_PROBLEM_MISSING = 10,      /* segments between the oldest and the newest are not there: a hole */
+    RECEIVEWAL_PROBLEM_WRONG_SIZE = 20,   /* a file with a complete segment's name has not a segment's size */
+    RECEIVEWAL_PROBLEM_WRONG_PAGE = 21,   /* its first page is another cluster's, another segment's or another timeline's */
+    RECEIVEWAL_PROBLEM_DAMAGED = 22,      /* a compressed segment cannot be decompressed */
+    RECEIVEWAL_PROBLEM_NO_HISTORY = 30,   /* a timeline has segments, but no history file */
+    RECEIVEWAL_PROBLEM_BAD_HISTORY = 31,  /* a history file cannot be read */
+    RECEIVEWAL_PROBLEM_FOREIGN_FILE = 40, /* a file with a segment's name that fits no segment of this size */
+    RECEIVEWAL_PROBLEM_LEFTOVER = 50      /* a file that an interrupted receiver left and nobody needs: harmless */
+} receivewal_problem_kind;
+
+/* What became of a problem. */
+typedef enum receivewal_problem_state
+{
+    RECEIVEWAL_PROBLEM_FOUND = 0,    /* told of each */
+    RECEIVEWAL_PROBLEM_REPAIRED = 1, /* then, of missing segments: they were fetched from the server */
+    RECEIVEWAL_PROBLEM_LOST = 2      /* or: the server no longer has them */
+} receivewal_problem_state;
+
+/* Something that is wrong with a directory. Valid only during the callback. */
+typedef struct receivewal_problem
+{
+    size_t size; /* of this struct, set by the library */
+    receivewal_problem_kind kind;
+    receivewal_problem_state state;
+    uint32_t timeline;      /* 0 where it is not about WAL, and so the LSNs */
+    receivewal_lsn lsn;     /* a recovery that needs the WAL from lsn */
+    receivewal_lsn end_lsn; /* to end_lsn on this timeline fails, unless it is a LEFTOVER or REPAIRED */
+    const char *file;       /* file name within the directory; "" where it is about a range */
+    const char *text;       /* a sentence */
+} receivewal_problem;
+
+/* The disk is full, or has room again (on_disk_full). Valid only during the callback. */
+typedef struct receivewal_disk_full
+{
+    size_t size;        /* of this struct, set by the library */
+    int full;           /* 1: it is; 0: no longer */
+    int64_t waited;     /* milliseconds since it was full first */
+    const char *errmsg; /* what could not be done; "" when full is 0 */
+} receivewal_disk_full;
+
+/* A connection was lost: what events.reconnect is told. Valid only during the callback. */
+typedef struct receivewal_reconnection
+{
+    size_t size;              /* of this struct, set by the library */
+    int attempt;              /* counts from 1 since data was last received */
+    receivewal_status status; /* why: RECEIVEWAL_ERR_CONNECTION */
+    const char *errmsg;       /* why, in a sentence */
+    const char *sqlstate;     /* the server's, or "" */
+} receivewal_reconnection;
+
 /*
  * What the host wants to hear of. Each may be NULL. Those that return int go on with 0; any other value stops the
  * receive cleanly, as receivewal_stop does. A callback must return: no longjmp, no C++ exception through it.
@@ -242,10 +346,40 @@ typedef struct receivewal_events
     /* At most once per progress_interval, only when something has changed. */
     int (*progress)(void *ctx, const receivewal_progress *progress);
 
+    /*
+     * The connection was lost. The host fills *connection, which is initialised, with a new one that is
+     * established and authenticated, as for receivewal_attach, and returns 0; or leaves its fd at -1 to be asked again later. Any other
+     * value gives up: the receive ends with RECEIVEWAL_ERR_CONNECTION. The old connection is the host's to close, during
+     * the callback or after. The library waits before it asks: from 1 second at first to 1 minute, with a part left to chance;
+     * receivewal_stop ends the wait at once. NULL: the receive ends when the connection is lost.
+     */
+    int (*reconnect)(void *ctx, const receivewal_reconnection *reconnection, receivewal_connection *connection);
+
+    /* Something is wrong with the directory, as was found at the start of the receive; and what became of it. */
+    int (*problem)(void *ctx, const receivewal_problem *problem);
+
+    /* The disk is full, and is waited for; or has room again. */
+    int (*disk_full)(void *ctx, const receivewal_disk_full *disk_full);
+
     void (*reserved[8])(void); /* must be NULL */
 } receivewal_events;
 
 /* ---------------------------------------------------------------------------------------------- options */
+
+/* What to do about segments that are missing between complete ones (options.repair). */
+typedef enum receivewal_repair
+{
+    RECEIVEWAL_REPAIR = 0,      /* fetch them from the server first, oldest first; go on without those that it no longer has */
+    RECEIVEWAL_REPAIR_STOP = 1, /* the same, but end with RECEIVEWAL_ERR_GAP if it no longer has some */
+    RECEIVEWAL_REPAIR_OFF = 2   /* only tell of them */
+} receivewal_repair;
+
+/* What to do when the disk is full (options.on_disk_full). */
+typedef enum receivewal_on_disk_full
+{
+    RECEIVEWAL_DISK_FULL_FAIL = 0, /* end with RECEIVEWAL_ERR_DISK_FULL */
+    RECEIVEWAL_DISK_FULL_WAIT = 1  /* stop reading, keep the connection alive, look again every few seconds and go on */
+} receivewal_on_disk_full;
 
 /* How to receive. Zero or NULL is the default wherever nothing else is said. */
 typedef struct receivewal_options
@@ -264,13 +398,22 @@ typedef struct receivewal_options
                                   Not together with synchronous */
     uint32_t file_mode;        /* permission bits of new files; 0: 0600, or 0640 where the server's data_directory_mode
                                   allows group access. The umask does not apply */
+    int receive_timeout;       /* milliseconds that the server may be silent: after half of it, it is asked for a reply, after all of
+                                  it the connection is lost. 0: twice the server's wal_sender_timeout, or 60000 where
+                                  that is off or cannot be read; negative: for ever */
+    int flush_interval;        /* milliseconds; without synchronous: make WAL durable, and report it, at the latest so long after
+                                  it was written. 0: only at a segment's end and when the server asks */
+    receivewal_repair repair;  /* missing segments */
+    receivewal_on_disk_full on_disk_full;
+    int check_pages;           /* non-zero: check the header of each WAL page, not only of each segment's first */
     receivewal_events events;
 } receivewal_options;
 #define RECEIVEWAL_OPTIONS_INIT                                                                                        \
     {                                                                                                                  \
-        sizeof(receivewal_options), NULL, NULL, 0, 0, 0, 10000, 1000, 0, 0, 0,                                         \
+        sizeof(receivewal_options), NULL, NULL, 0, 0, 0, 10000, 1000, 0, 0, 0, 0, 0, RECEIVEWAL_REPAIR,                \
+            RECEIVEWAL_DISK_FULL_FAIL, 0,                                                                              \
         {                                                                                                              \
-            NULL, NULL, NULL, NULL, NULL, NULL, { NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL }                     \
+            NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, { NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL }                     \
         }                                                                                                              \
     }
 
@@ -391,6 +534,42 @@ typedef struct receivewal_start_point
  * segment sizes), FORKED, CORE; the text is at receivewal_errmsg(NULL).
  */
 receivewal_status receivewal_find_start(const char *directory, uint32_t segment_size, receivewal_start_point *start);
+
+/* How closely receivewal_check_directory looks, and whom it tells. */
+typedef struct receivewal_check_options
+{
+    size_t size;           /* sizeof(receivewal_check_options) */
+    uint32_t segment_size; /* the server's wal_segment_size in bytes; 0: as the files say */
+    int decode;            /* non-zero: decompress each compressed segment to its end */
+    void *ctx;             /* passed to problem */
+    int (*problem)(void *ctx, const receivewal_problem *problem); /* each problem; non-zero: no more of them. May be NULL */
+} receivewal_check_options;
+#define RECEIVEWAL_CHECK_OPTIONS_INIT { sizeof(receivewal_check_options), 0, 0, NULL, NULL }
+
+/* What receivewal_check_directory has found. */
+typedef struct receivewal_check
+{
+    size_t size;                /* sizeof(receivewal_check), set by the caller */
+    uint64_t segments;          /* complete ones, whatever their suffix */
+    uint64_t problems;          /* all but leftovers */
+    uint64_t leftovers;
+    uint64_t system_identifier; /* whose WAL it is; 0: no segment says */
+    uint32_t segment_size;      /* bytes; 0: no segment says */
+    uint32_t timeline;          /* of lsn */
+    receivewal_lsn oldest_lsn;  /* first byte of the oldest complete segment; 0: there is none */
+    receivewal_lsn lsn;         /* where a receive would start; 0: there is no WAL */
+} receivewal_check;
+#define RECEIVEWAL_CHECK_INIT { sizeof(receivewal_check), 0, 0, 0, 0, 0, 0, 0, 0 }
+
+/*
+ * Checks a directory of WAL, without a connection, without a lock and without changing anything: holes between complete segments
+ * (compressed ones, and those with the suffix of another program such as .zst or .aes, count as complete), sizes, the first page of each
+ * plain segment, history files. Callbacks run on this thread. options may be NULL.
+ *
+ * Returns OK whether there are problems or not: see check->problems. Else INVALID, SIZE, NO_DIRECTORY, PERMISSION, IO,
+ * FOREIGN (its newest files are of different segment sizes), FORKED, CORE, LIMIT; the text is at receivewal_errmsg(NULL).
+ */
+receivewal_status receivewal_check_directory(const char *directory, const receivewal_check_options *options, receivewal_check *check);
 
 /* ----------------------------------------------------------------------------------------------- errors */
 

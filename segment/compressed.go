@@ -10,10 +10,12 @@ import (
 	"github.com/pierrec/lz4/v4"
 )
 
-// uncompressedSize tells how many bytes a compressed file holds, as cheaply as pg_receivewal does: a complete gzip file
-// says it in its last four bytes, others have to be read. Files that cannot be read to the end have as many bytes as
-// could be decoded; nothing beyond limit is looked at.
+// uncompressedSize tells how many bytes a compressed file holds, as cheaply as pg_receivewal does: a complete gzip file says it
+// in its last four bytes, the others have to be read.
 func (d *Directory) uncompressedSize(f file, limit int64) (int64, error) {
+	if f.compression != Gzip || f.partial {
+		return d.decodedSize(f, limit)
+	}
 	in, err := d.dir.Open(f.name, false)
 	if err != nil {
 		return 0, failure("open file", d.full(f.name), err)
@@ -23,15 +25,27 @@ func (d *Directory) uncompressedSize(f file, limit int64) (int64, error) {
 	if err != nil {
 		return 0, failure("stat file", d.full(f.name), err)
 	}
-	if f.compression == Gzip && !f.partial {
-		var size [4]byte // ISIZE, RFC 1952
-		if length < int64(len(size)) {
-			return 0, nil
-		}
-		if _, err := in.ReadAt(size[:], length-int64(len(size))); err != nil {
-			return 0, failure("read file", d.full(f.name), err)
-		}
-		return int64(binary.LittleEndian.Uint32(size[:])), nil
+	var size [4]byte // ISIZE, RFC 1952
+	if length < int64(len(size)) {
+		return 0, nil
+	}
+	if _, err := in.ReadAt(size[:], length-int64(len(size))); err != nil {
+		return 0, failure("read file", d.full(f.name), err)
+	}
+	return int64(binary.LittleEndian.Uint32(size[:])), nil
+}
+
+// decodedSize decompresses a file to tell how many bytes it holds. One that cannot be read to its end has as many as could
+// be decoded; nothing beyond limit is looked at.
+func (d *Directory) decodedSize(f file, limit int64) (int64, error) {
+	in, err := d.dir.Open(f.name, false)
+	if err != nil {
+		return 0, failure("open file", d.full(f.name), err)
+	}
+	defer in.Close()
+	length, err := in.Size()
+	if err != nil {
+		return 0, failure("stat file", d.full(f.name), err)
 	}
 	return decodable(f.compression, io.NewSectionReader(in, 0, length), limit+1), nil
 }

@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"path/filepath"
+	"slices"
 	"sort"
 	"time"
 
@@ -133,6 +134,9 @@ func (d *Directory) firstPages() ([]firstPage, error) {
 	}
 	var pages []firstPage
 	for i := len(files) - 1; i >= 0 && len(pages) < enoughPages; i-- {
+		if files[i].compression == Unknown {
+			continue
+		}
 		header, err := d.firstPage(files[i])
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
@@ -185,6 +189,17 @@ func (c candidate) newer(o candidate) bool {
 // the newest partial one. A file of the wrong size is warned of and passed over, as pg_receivewal does. A partial may
 // have any size up to a segment's: administrators make an empty one to set the start.
 func (d *Directory) Start(size Size, warn func(string)) (Start, error) {
+	return d.start(size, warn, func(ID) bool { return true })
+}
+
+// StartAfter is Start among the files of the timelines in history that come after one.
+func (d *Directory) StartAfter(timeline Timeline, history History, size Size) (Start, error) {
+	return d.start(size, nil, func(id ID) bool {
+		return id.Timeline > timeline && slices.ContainsFunc(history, func(e HistoryEntry) bool { return e.Timeline == id.Timeline })
+	})
+}
+
+func (d *Directory) start(size Size, warn func(string), consider func(ID) bool) (Start, error) {
 	if warn == nil {
 		warn = func(string) {}
 	}
@@ -203,7 +218,9 @@ func (d *Directory) Start(size Size, warn func(string)) (Start, error) {
 			warn(fmt.Sprintf("segment file %q has an impossible name, skipping", f.name))
 			continue
 		}
-		candidates = append(candidates, candidate{f, id})
+		if consider(id) {
+			candidates = append(candidates, candidate{f, id})
+		}
 	}
 	sort.SliceStable(candidates, func(i, j int) bool { return candidates[i].newer(candidates[j]) })
 	for _, c := range candidates {
@@ -227,6 +244,9 @@ func (d *Directory) Start(size Size, warn func(string)) (Start, error) {
 
 // isWhole checks that a file without .partial holds exactly one segment.
 func (d *Directory) isWhole(f file, size Size, warn func(string)) (bool, error) {
+	if f.compression == Unknown {
+		return true, nil // another program has made it of a complete segment, and only that can tell what is in it
+	}
 	if f.compression == Plain {
 		length, _, err := d.dir.Stat(f.name)
 		if err != nil {

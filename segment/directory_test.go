@@ -75,9 +75,11 @@ func TestStart(t *testing.T) {
 		warns []string // a part of each warning
 	}{
 		{rule: "nothing"},
-		{rule: "foreign files and folders", files: files{"notes.txt": sized(mib), "backup_label": bytesOf(nil), n7 + ".zst": sized(mib),
+		{rule: "foreign files and folders", files: files{"notes.txt": sized(mib), "backup_label": bytesOf(nil), n7 + ".zst.tmp": sized(mib),
 			"00000002.history": bytesOf([]byte("x")), n7 + ".tmp": sized(mib), "00000001000000000000000a": sized(mib),
 			n7: {folder: true}, n6 + ".partial": {folder: true}, ".receivewal": {folder: true}}},
+		{rule: "made by another program of a complete one", files: files{n5: sized(mib), n6 + ".zst.aes": sized(3)}, lsn: 7 * mib, tl: 1,
+			file: n6 + ".zst.aes"},
 		{rule: "after a complete segment", files: files{n5: sized(mib)}, lsn: 6 * mib, tl: 1, file: n5},
 		{rule: "again at a partial one", files: files{n5 + ".partial": sized(mib)}, lsn: 5 * mib, tl: 1, file: n5 + ".partial"},
 		{rule: "empty partial", files: files{n5 + ".partial": bytesOf(nil)}, lsn: 5 * mib, tl: 1, file: n5 + ".partial"},

@@ -64,3 +64,23 @@ func (h History) TimelineOf(lsn LSN) Timeline {
 	}
 	return 0
 }
+
+// EndOf is where a timeline of the history ended; 0 for the newest, which has not. false: it is not in the history.
+func (h History) EndOf(timeline Timeline) (LSN, bool) {
+	for _, e := range h {
+		if e.Timeline == timeline {
+			return e.End, true
+		}
+	}
+	return 0, false
+}
+
+// Child is the timeline that follows one in the history, or 0.
+func (h History) Child(timeline Timeline) Timeline {
+	for _, e := range h {
+		if e.Timeline > timeline {
+			return e.Timeline
+		}
+	}
+	return 0
+}

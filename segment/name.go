@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -61,12 +62,16 @@ const partialSuffix = ".partial"
 // Compression is how a segment's file is compressed.
 type Compression int
 
-// The ways that pg_receivewal compresses segments.
+// The ways that pg_receivewal compresses segments, and Unknown: what other programs make of complete ones.
 const (
 	Plain Compression = iota
 	Gzip
 	LZ4
+	Unknown
 )
+
+// otherSuffixes are of programs that compress or encrypt complete segments; several may follow each other (.zst.aes).
+var otherSuffixes = []string{".gz", ".lz4", ".zst", ".zstd", ".bz2", ".xz", ".aes", ".gpg", ".enc", ".age"}
 
 // suffix is what a compression adds to the file name.
 func (c Compression) suffix() string {
@@ -89,15 +94,34 @@ type file struct {
 
 // parseFile takes the file name of a segment apart; false for every other file.
 func parseFile(name string) (file, bool) {
-	f := file{name: name}
-	f.base, f.partial = strings.CutSuffix(name, partialSuffix)
-	for _, c := range []Compression{Gzip, LZ4} {
-		if base, found := strings.CutSuffix(f.base, c.suffix()); found {
-			f.base, f.compression = base, c
-			break
-		}
+	if len(name) < 24 || strings.Trim(name[:24], "0123456789ABCDEF") != "" {
+		return file{}, false
 	}
-	return f, len(f.base) == 24 && strings.Trim(f.base, "0123456789ABCDEF") == ""
+	f := file{name: name, base: name[:24]}
+	suffix, partial := strings.CutSuffix(name[24:], partialSuffix)
+	f.partial = partial
+	switch suffix {
+	case "":
+	case Gzip.suffix():
+		f.compression = Gzip
+	case LZ4.suffix():
+		f.compression = LZ4
+	default:
+		f.compression = Unknown
+		return f, !partial && isOther(suffix)
+	}
+	return f, true
+}
+
+// isOther tells whether a suffix is made of otherSuffixes.
+func isOther(suffix string) bool {
+	if suffix == "" {
+		return true
+	}
+	return slices.ContainsFunc(otherSuffixes, func(s string) bool {
+		rest, found := strings.CutPrefix(suffix, s)
+		return found && (rest == "" || rest[0] == '.') && isOther(rest)
+	})
 }
 
 // HistoryName is the name of a timeline's history file (TLHistoryFileName in access/xlog_internal.h).

@@ -75,6 +75,11 @@ func TestParseFile(t *testing.T) {
 		base + ".gz.partial":  {base: base, compression: Gzip, partial: true},
 		base + ".lz4":         {base: base, compression: LZ4},
 		base + ".lz4.partial": {base: base, compression: LZ4, partial: true},
+		base + ".zst":         {base: base, compression: Unknown},
+		base + ".bz2":         {base: base, compression: Unknown},
+		base + ".aes":         {base: base, compression: Unknown},
+		base + ".zst.aes":     {base: base, compression: Unknown},
+		base + ".gz.gpg":      {base: base, compression: Unknown},
 	} {
 		want.name = name
 		if got, ok := parseFile(name); !ok || got != want {
@@ -84,8 +89,8 @@ func TestParseFile(t *testing.T) {
 			t.Errorf("suffix of %q is %q", name, got)
 		}
 	}
-	for _, name := range []string{"", ".partial", ".gz", "00000001.history", base + ".history", base + ".00000028.backup", base + ".zst",
-		base + ".bz2", base + ".aes", base + ".gz.lz4", base + ".partial.gz", base + ".partial.partial", base + ".gz.gz", base + ".GZ",
+	for _, name := range []string{"", ".partial", ".gz", "00000001.history", base + ".history", base + ".00000028.backup", base + ".zst.partial",
+		base + ".zst.tmp", base + ".aesx", base + ".gz.tmp", base + ".partial.gz", base + ".partial.partial", base + ".GZ",
 		base + ".Partial", base + ".", base + ".tmp", base + "0", base[1:], "00000001000000000000000a", "archive_status", "." + base,
 		base + "\n", "backup_label"} {
 		if got, ok := parseFile(name); ok {

@@ -12,17 +12,26 @@ import (
 )
 
 // OS is the operating system's file system.
-var OS FS = osFS{}
+var OS FS = osFS{noHolder{}}
 
-type osFS struct{}
+// OSFor is OS with a holder.
+func OSFor(h Holder) FS { return osFS{h} }
+
+type noHolder struct{}
+
+func (noHolder) Hold(int)    {}
+func (noHolder) Release(int) {}
+
+type osFS struct{ holder Holder }
 
 // OpenDir opens a directory for reading; a relative path means what it meant at this moment.
-func (osFS) OpenDir(path string) (Dir, error) {
+func (fsys osFS) OpenDir(path string) (Dir, error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_DIRECTORY, 0)
 	if err != nil {
 		return nil, err
 	}
-	return &osDir{f: f}, nil
+	fsys.holder.Hold(int(f.Fd()))
+	return &osDir{f: f, holder: fsys.holder}, nil
 }
 
 // hiddenFolder holds files without a visible name where the file system has no O_TMPFILE. Tools that take each
@@ -31,6 +40,7 @@ const hiddenFolder = ".receivewal"
 
 type osDir struct {
 	f         *os.File
+	holder    Holder
 	locked    bool
 	noTmpfile bool // O_TMPFILE doesn't work here: use the hidden folder
 	next      int  // number of the next file in the hidden folder
@@ -102,7 +112,12 @@ func (d *osDir) Open(name string, write bool) (File, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &osFile{File: f}, nil
+	return d.file(f), nil
+}
+
+func (d *osDir) file(f *os.File) *osFile {
+	d.holder.Hold(int(f.Fd()))
+	return &osFile{File: f, dir: d}
 }
 
 func (d *osDir) Create(mode fs.FileMode) (File, error) {
@@ -121,7 +136,7 @@ func (d *osDir) createUnnamed(mode fs.FileMode) (*osFile, error) {
 		fd, err := d.openat(".", unix.O_TMPFILE|unix.O_RDWR, mode)
 		if err == nil {
 			if _, err := os.Lstat(procName(fd)); err == nil {
-				return &osFile{File: os.NewFile(uintptr(fd), "unnamed segment")}, nil
+				return d.file(os.NewFile(uintptr(fd), "unnamed segment")), nil
 			}
 			unix.Close(fd) // without /proc it could not be linked
 		} else if !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.EISDIR) && !errors.Is(err, unix.ENOENT) &&
@@ -139,7 +154,9 @@ func (d *osDir) createUnnamed(mode fs.FileMode) (*osFile, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &osFile{File: os.NewFile(uintptr(fd), name), dir: d, hidden: name}, nil
+	f := d.file(os.NewFile(uintptr(fd), name))
+	f.hidden = name
+	return f, nil
 }
 
 // procName is the path by which linkat reaches an open file without a name.
@@ -234,6 +251,7 @@ func (d *osDir) Close() error {
 	if d.locked {
 		err = errors.Join(d.emptyHiddenFolder(), unix.Flock(d.fd(), unix.LOCK_UN))
 	}
+	d.holder.Release(int(d.f.Fd()))
 	return errors.Join(err, d.f.Close())
 }
 
@@ -275,6 +293,7 @@ func (f *osFile) Sync() error {
 }
 
 func (f *osFile) Close() error {
+	f.dir.holder.Release(int(f.Fd()))
 	err := f.File.Close()
 	if f.hidden != "" {
 		err = errors.Join(err, unix.Unlinkat(f.dir.fd(), f.hidden, 0))

@@ -91,3 +91,55 @@ func (w *Writer) checkFirstPage(id ID, h *pageHeader) error {
 	}
 	return nil
 }
+
+// pageChecker holds the short header of each page against the page's address. A header may come in pieces.
+type pageChecker struct {
+	head [shortHeaderSize]byte
+}
+
+// shortHeaderSize is what every page begins with: magic, info, timeline and address.
+const shortHeaderSize = 16
+
+// check looks at data that continues the WAL at lsn, in a segment whose first header is first as far as it has come.
+// Segments' first pages are checkFirstPage's.
+func (c *pageChecker) check(first *pageHeader, size Size, lsn LSN, data []byte) error {
+	if begin := size.Offset(lsn); begin < pageHeaderSize {
+		skip := min(len(data), int(pageHeaderSize-begin))
+		data, lsn = data[skip:], lsn+LSN(skip)
+	}
+	if len(data) == 0 {
+		return nil
+	}
+	blockSize := LSN(first.order().Uint32(first[36:]))
+	if blockSize < 1<<10 || blockSize > 1<<16 || blockSize&(blockSize-1) != 0 {
+		return fmt.Errorf("%w: the segment of %s says that its pages have %d bytes", ErrForeign, lsn, blockSize)
+	}
+	for len(data) > 0 {
+		offset := int(lsn & (blockSize - 1))
+		if offset < shortHeaderSize && size.Offset(lsn) >= uint32(blockSize) {
+			if copy(c.head[offset:], data); offset+len(data) >= shortHeaderSize {
+				if err := c.checkHeader(first, lsn&^(blockSize-1)); err != nil {
+					return err
+				}
+			}
+		}
+		n := min(len(data), int(blockSize)-offset)
+		data, lsn = data[n:], lsn+LSN(n)
+	}
+	return nil
+}
+
+// checkHeader checks one page's header. A page that is all zero is what follows the end of a timeline in its last segment.
+func (c *pageChecker) checkHeader(first *pageHeader, page LSN) error {
+	if c.head == [shortHeaderSize]byte{} {
+		return nil
+	}
+	o := first.order()
+	if magic := o.Uint16(c.head[0:]); magic != o.Uint16(first[0:]) {
+		return fmt.Errorf("%w: the page at %s does not begin with the header of a WAL page", ErrForeign, page)
+	}
+	if got := LSN(o.Uint64(c.head[8:])); got != page {
+		return fmt.Errorf("%w: where the page of %s should be is that of %s", ErrGap, page, got)
+	}
+	return nil
+}

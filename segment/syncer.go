@@ -62,7 +62,8 @@ func (w *Writer) due() bool {
 // mayShow tells whether a segment may get its .partial name: once its first page has been checked, and it holds as
 // much as what it replaces.
 func (w *Writer) mayShow(s *openSegment, written LSN) bool {
-	return !s.visible && written >= s.id.LSN(w.o.Size)+pageHeaderSize && written >= s.hold
+	return !s.visible && written >= s.id.LSN(w.o.Size)+pageHeaderSize && written >= s.hold &&
+		(!w.o.Whole || written >= s.id.End(w.o.Size))
 }
 
 // checked is how far a flush may go: not into a segment whose first page has not been checked.

@@ -18,6 +18,8 @@ type WriterOptions struct {
 	Size             Size
 	SystemIdentifier uint64
 	History          History // of Timeline; the first page of each segment is held against it
+	Whole            bool    // fill a hole: no new file is visible before its segment is complete
+	CheckPages       bool    // hold the header of each page against its address, not only the first's of a segment
 	NoSync           bool    // never wait for the disk: then "flushed" only means written
 	Notify           func()  // called by the syncer when Flushed, Events or Err have something new; must not block
 }
@@ -33,6 +35,7 @@ type Writer struct {
 
 	current *openSegment // the one being filled; nil before the first byte of a segment
 	written atomic.Uint64
+	pages   pageChecker
 
 	mu      sync.Mutex
 	work    sync.Cond      // the syncer waits here, with mu
@@ -171,6 +174,11 @@ func (w *Writer) write(s *openSegment, data []byte, offset uint32) error {
 			return err
 		}
 	}
+	if w.o.CheckPages {
+		if err := w.pages.check(&s.header, w.o.Size, s.id.LSN(w.o.Size)+LSN(offset), data); err != nil {
+			return err
+		}
+	}
 	return w.writeAt(s, data, offset)
 }
 
@@ -238,7 +246,7 @@ func (w *Writer) open(id ID) (*openSegment, error) {
 	if err := w.fit(s, name); err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
-	if id == At(w.o.Timeline, w.o.Start, w.o.Size) {
+	if w.o.Whole || id == At(w.o.Timeline, w.o.Start, w.o.Size) {
 		if err := w.replace(s); err != nil {
 			return nil, errors.Join(err, f.Close())
 		}

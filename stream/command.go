@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"strconv"
 	"strings"
+	"time"
 
 	"libreceivewal/segment"
 )
@@ -107,6 +108,40 @@ func (s *Session) dataDirectoryMode(ctx context.Context) (fs.FileMode, error) {
 		return 0, fail(ErrProtocol, "the server's data_directory_mode %q is not a file mode", row[0])
 	}
 	return fs.FileMode(mode), nil
+}
+
+// senderTimeout asks after how long a silence the server gives a connection up, and allows twice that.
+func (s *Session) senderTimeout(ctx context.Context) (time.Duration, error) {
+	if s.older(versionShow) {
+		return defaultReceiveTimeout, nil
+	}
+	row, err := s.row(ctx, "SHOW wal_sender_timeout", 1)
+	var refused *ServerError
+	if errors.As(err, &refused) && !refused.fatal() {
+		return defaultReceiveTimeout, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	if d := parseDuration(string(row[0])); d > 0 {
+		return 2 * d, nil
+	}
+	return defaultReceiveTimeout, nil
+}
+
+// longest is more than any duration of PostgreSQL: the milliseconds of an int.
+const longest = 25 * 24 * time.Hour
+
+// parseDuration reads a duration as SHOW prints it, "1min"; 0 for what it cannot read.
+func parseDuration(s string) time.Duration {
+	digits := strings.TrimRight(s, "abcdefghijklmnopqrstuvwxyz")
+	n, err := strconv.ParseUint(digits, 10, 31) // milliseconds in an int
+	unit := map[string]time.Duration{"": time.Millisecond, "ms": time.Millisecond, "s": time.Second, "min": time.Minute,
+		"h": time.Hour, "d": 24 * time.Hour}[s[len(digits):]]
+	if err != nil || unit > 0 && n > uint64(longest/unit) {
+		return 0
+	}
+	return time.Duration(n) * unit
 }
 
 // hasState tells whether an error is the server's, with this SQLSTATE.
@@ -285,6 +320,9 @@ func (s *Session) timelineHistory(ctx context.Context, timeline segment.Timeline
 	}
 	if want := segment.HistoryName(timeline); string(row[0]) != want {
 		return nil, fail(ErrProtocol, "server reported unexpected history file name for timeline %d: %q", timeline, row[0])
+	}
+	if row[1] == nil {
+		return nil, fail(ErrProtocol, "server reported no content of history file %q", row[0])
 	}
 	return row[1], nil
 }

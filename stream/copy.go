@@ -28,6 +28,10 @@ const (
 // replyPatience is how long the answer to a keepalive waits for a flush that it is to report.
 const replyPatience = 500 * time.Millisecond
 
+// blindInterval is how often the server hears from us while nothing is read from it, and so no keepalive is seen: it
+// ends the connection when it hears nothing for wal_sender_timeout.
+const blindInterval = 500 * time.Millisecond
+
 // copyStream is one timeline's stream: the connection is in COPY mode from the beginning to the end of run.
 type copyStream struct {
 	*receiver
@@ -40,12 +44,22 @@ type copyStream struct {
 	news       atomic.Bool // the writer's syncer has something to tell
 	reported   segment.LSN // the flushed position that was sent last
 	lastStatus time.Time
+	lastHeard  time.Time // when the server last sent anything, or we last didn't want it to
+	asked      bool      // since then, a reply was asked for
 	owed       time.Time // since when the server waits for a reply; zero: it doesn't
 	shown      time.Time // when the last progress event was
 	changed    bool      // something has happened since then
 
+	unflushed time.Time // since when something is written that no flush was asked for; zero: nothing is
+	blind     time.Time // since when nothing is read, because of the disk; zero: it is read
+	full      time.Time // when writing failed on a full disk that we wait for; zero: it did not
+
+	segment string     // the name of the segment that is being written,
+	named   segment.ID // which is this one
+
 	server serverClock
 	bytes  uint64
+	done   bool // the end LSN was reached
 }
 
 // serverClock is what the server said last of itself.
@@ -73,23 +87,28 @@ func newCopyStream(r *receiver) *copyStream {
 		Size:             r.sys.SegmentSize,
 		SystemIdentifier: r.sys.SystemIdentifier,
 		History:          r.history,
+		Whole:            r.filling,
+		CheckPages:       r.o.CheckPages,
 		NoSync:           r.o.NoSync,
 		Notify: func() {
 			c.news.Store(true)
-			c.c.wake()
+			c.s.wake()
 		},
 	})
 	c.lastStatus = time.Now()
+	c.lastHeard = c.lastStatus
 	return c
 }
 
 // run streams until the timeline's or the caller's end. Whatever happens, what was written is then durable, or
 // known not to be, and the connection is idle again unless it is lost.
 func (c *copyStream) run(ctx context.Context) (*nextTimeline, error) {
+	defer c.w.Close() // does nothing the second time: for a callback that panics
 	c.publish(StateStreaming)
 	end, err := c.loop(ctx)
+	c.done = end == endReached
 	c.publish(StateStopping)
-	if flushErr := c.flush(); err == nil {
+	if flushErr := c.flush(streaming(err)); err == nil {
 		err = flushErr
 	}
 	c.publish(StateStopping)
@@ -103,6 +122,9 @@ func (c *copyStream) run(ctx context.Context) (*nextTimeline, error) {
 		err = c.stopped(ctx)
 	case endReached:
 		err = nil // all that was asked for is there; Usable tells what has become of the connection
+		if c.stop != nil {
+			err = c.stopped(ctx)
+		}
 	}
 	return next, err
 }
@@ -113,7 +135,7 @@ func (c *copyStream) loop(ctx context.Context) (ending, error) {
 		if err := c.settle(); err != nil {
 			return goingOn, err
 		}
-		if c.stopped(ctx) != nil {
+		if c.stop != nil {
 			return endStopped, nil
 		}
 		if end, err := c.consume(); end != goingOn || err != nil {
@@ -125,6 +147,9 @@ func (c *copyStream) loop(ctx context.Context) (ending, error) {
 		if err := c.keepUp(time.Now()); err != nil {
 			return goingOn, err
 		}
+		if c.stopped(ctx) != nil {
+			return endStopped, nil
+		}
 		if err := c.await(); err != nil {
 			return goingOn, err
 		}
@@ -134,18 +159,31 @@ func (c *copyStream) loop(ctx context.Context) (ending, error) {
 // await waits for the server, the syncer, a stop or the time of the next status update. While the disk is behind,
 // it doesn't read: the server has to wait.
 func (c *copyStream) await() error {
-	deadline := c.deadline()
-	if !c.w.Ready() {
-		c.c.wait(deadline)
+	if !c.reads() {
+		if c.blind.IsZero() {
+			c.blind = time.Now()
+		}
+		c.c.wait(c.deadline())
+		c.lastHeard = time.Now()
+		if c.lastHeard.Sub(c.full) >= diskRetry {
+			c.full = time.Time{}
+		}
 		return nil
 	}
-	_, err := c.c.read(bufferSize, deadline)
+	c.blind = time.Time{}
+	got, err := c.c.read(bufferSize, c.deadline())
+	if got {
+		c.lastHeard, c.asked = time.Now(), false
+	}
 	return err
 }
 
+// reads tells whether there is room for more data.
+func (c *copyStream) reads() bool { return c.full.IsZero() && c.w.Ready() }
+
 // consume takes apart what was read.
 func (c *copyStream) consume() (ending, error) {
-	for c.w.Ready() {
+	for c.reads() {
 		if c.payload > 0 {
 			data := c.c.buffered()
 			if len(data) == 0 {
@@ -167,9 +205,16 @@ func (c *copyStream) consume() (ending, error) {
 // store writes a piece of WAL data.
 func (c *copyStream) store(data []byte) (ending, error) {
 	n, err := c.w.Append(c.next, data)
+	if c.waitsForDisk(err) && c.w.Err() == nil {
+		c.full = time.Now()
+		c.diskFull(err)
+		return goingOn, nil
+	}
 	if err != nil {
 		return goingOn, err
 	}
+	c.full = time.Time{}
+	c.diskHasRoom()
 	c.c.used(n)
 	c.payload -= n
 	c.next += segment.LSN(n)
@@ -188,25 +233,19 @@ func (c *copyStream) take() (end ending, more bool, err error) {
 	if err != nil || !ok {
 		return goingOn, false, err
 	}
-	if kind == typeCopyData && length > 0 {
-		b := c.c.buffered()
-		if len(b) == headerSize {
-			return goingOn, false, nil
-		}
-		if b[headerSize] == payloadWAL {
-			return c.takeWAL(b[headerSize:], length)
-		}
-	}
-	if length > maxMessage {
-		return goingOn, false, fail(ErrProtocol, "the server sent a message of type %q with %d bytes", kind, length)
-	}
-	body, missing := c.c.body(length)
-	if missing > 0 {
-		return goingOn, false, nil
-	}
 	switch kind {
 	case typeCopyData:
-		return goingOn, true, c.takeKeepalive(body)
+		more, err := c.takeData(length)
+		return goingOn, more, err
+	case typeCopyDone, typeErrorResponse, typeCommandComplete, typeNoticeResponse, typeParameterStatus, typeNotification:
+	default:
+		return goingOn, false, unexpected(kind, "START_REPLICATION") // however much of it is still to come
+	}
+	body, missing, err := c.c.body(kind, length)
+	if missing > 0 || err != nil {
+		return goingOn, false, err
+	}
+	switch kind {
 	case typeCopyDone:
 		return endTimeline, false, nil
 	case typeErrorResponse:
@@ -219,53 +258,68 @@ func (c *copyStream) take() (end ending, more bool, err error) {
 		// A server that shuts down ends COPY without CopyDone, once all was sent and confirmed (WalSndDone in walsender.c).
 		return goingOn, false, fail(ErrConnectionLost, "replication stream was terminated before stop point")
 	}
-	asynchronous, err := c.s.asynchronous(kind, body)
-	if err == nil && !asynchronous {
-		err = unexpected(kind, "START_REPLICATION")
-	}
+	_, err = c.s.asynchronous(kind, body)
 	return goingOn, true, err
 }
 
+// takeData takes a message of the stream; more is false if it isn't all there.
+func (c *copyStream) takeData(length int) (more bool, err error) {
+	b := c.c.buffered()[headerSize:]
+	if length > 0 && len(b) == 0 {
+		return false, nil
+	}
+	payload := byte(0)
+	if length > 0 {
+		payload = b[0]
+	}
+	switch payload {
+	case payloadWAL:
+		return c.takeWAL(b, length)
+	case payloadKeepalive:
+		return c.takeKeepalive(length)
+	}
+	return false, fail(ErrProtocol, "unrecognized streaming header: %q", payload)
+}
+
 // takeWAL takes the header of WAL data.
-func (c *copyStream) takeWAL(b []byte, length int) (ending, bool, error) {
+func (c *copyStream) takeWAL(b []byte, length int) (more bool, err error) {
 	if length < walHeaderSize {
-		return goingOn, false, fail(ErrProtocol, "streaming header too small: %d", length)
+		return false, fail(ErrProtocol, "streaming header too small: %d", length)
 	}
 	if len(b) < walHeaderSize {
-		return goingOn, false, nil
+		return false, nil
 	}
 	begin := segment.LSN(binary.BigEndian.Uint64(b[1:]))
 	c.heard(b[9:])
 	c.c.used(headerSize + walHeaderSize)
-	if begin != c.next {
-		return goingOn, false, fail(segment.ErrGap, "got WAL data at %s, expected %s", begin, c.next)
-	}
 	c.payload = length - walHeaderSize
-	return goingOn, true, nil
+	if begin != c.next {
+		return false, fail(segment.ErrGap, "got WAL data at %s, expected %s", begin, c.next)
+	}
+	return true, nil
 }
 
 // takeKeepalive takes a keepalive.
-func (c *copyStream) takeKeepalive(body []byte) error {
-	if len(body) == 0 || body[0] != payloadKeepalive {
-		kind := byte(0)
-		if len(body) > 0 {
-			kind = body[0]
-		}
-		return fail(ErrProtocol, "unrecognized streaming header: %q", kind)
+func (c *copyStream) takeKeepalive(length int) (more bool, err error) {
+	if length < keepaliveSize {
+		return false, fail(ErrProtocol, "streaming header too small: %d", length)
 	}
-	if len(body) < keepaliveSize {
-		return fail(ErrProtocol, "streaming header too small: %d", len(body))
+	body, missing, err := c.c.body(typeCopyData, length)
+	if missing > 0 || err != nil {
+		return false, err
 	}
 	c.heard(body[1:])
 	if body[keepaliveSize-1] == 0 {
-		return nil
+		return true, nil
 	}
 	// The reply waits for a flush, if it reports one: a server that shuts down waits for everything to be flushed.
-	c.w.Flush()
+	if c.reportsFlush() {
+		c.w.Flush()
+	}
 	if c.owed.IsZero() {
 		c.owed = time.Now()
 	}
-	return nil
+	return true, nil
 }
 
 // heard notes the server's end of WAL and clock.
@@ -286,8 +340,8 @@ func (c *copyStream) settle() error {
 		return err
 	}
 	c.changed = true
-	if c.o.Synchronous && c.w.Flushed() > c.reported {
-		return c.sendStatus()
+	if (c.o.Synchronous || c.o.FlushInterval > 0 && c.reportsFlush()) && c.w.Flushed() > c.reported {
+		return c.sendStatus(false)
 	}
 	return nil
 }
@@ -307,15 +361,29 @@ func (c *copyStream) tell(e segment.Event) {
 	}
 }
 
-// keepUp does what is due at a time: the reply to a keepalive, a status update, a progress event.
+// keepUp does what is due at a time: the reply to a keepalive, a status update, a question whether the server is still
+// there, a progress event.
 func (c *copyStream) keepUp(now time.Time) error {
 	if c.statusDue(now) {
-		if err := c.sendStatus(); err != nil {
+		if err := c.sendStatus(false); err != nil {
 			return err
 		}
 	}
+	c.flushInTime(now)
+	if limit := c.s.silence; limit > 0 {
+		quiet := now.Sub(c.lastHeard)
+		if quiet >= limit {
+			return silent(quiet)
+		}
+		if quiet >= limit/2 && !c.asked {
+			c.asked = true
+			if err := c.sendStatus(true); err != nil {
+				return err
+			}
+		}
+	}
 	if c.changed {
-		c.publish(StateStreaming)
+		c.publish(c.state())
 		if e := c.o.Events.Progress; e != nil && now.Sub(c.shown) >= c.o.ProgressInterval {
 			c.shown, c.changed = now, false
 			c.stopOn(e(c.s.Progress()))
@@ -324,9 +392,24 @@ func (c *copyStream) keepUp(now time.Time) error {
 	return nil
 }
 
+// flushInTime asks for a flush once data has waited for one for the flush interval.
+func (c *copyStream) flushInTime(now time.Time) {
+	switch {
+	case c.o.FlushInterval <= 0 || c.o.Synchronous:
+	case c.w.Flushed() >= c.w.Written():
+		c.unflushed = time.Time{}
+	case c.unflushed.IsZero():
+		c.unflushed = now
+	case now.Sub(c.unflushed) >= c.o.FlushInterval:
+		c.unflushed = now
+		c.w.Flush()
+	}
+}
+
 // statusDue tells whether it is time for a status update.
 func (c *copyStream) statusDue(now time.Time) bool {
-	return c.replyDue(now) || c.o.StatusInterval > 0 && now.Sub(c.lastStatus) >= c.o.StatusInterval
+	next := c.regularStatus()
+	return c.replyDue(now) || !next.IsZero() && !now.Before(next)
 }
 
 // replyDue tells whether a reply is owed, and there is nothing to wait for any more.
@@ -339,36 +422,70 @@ func (c *copyStream) replyDue(now time.Time) bool {
 
 // deadline is when keepUp has to be called at the latest; zero: never.
 func (c *copyStream) deadline() time.Time {
-	var first time.Time
-	earlier := func(t time.Time) {
-		if first.IsZero() || t.Before(first) {
-			first = t
+	first := c.statusTime()
+	if !c.unflushed.IsZero() {
+		first = earlier(first, c.unflushed.Add(c.o.FlushInterval))
+	}
+	if !c.full.IsZero() {
+		first = earlier(first, c.full.Add(diskRetry))
+	}
+	if limit := c.s.silence; limit > 0 {
+		if !c.asked {
+			limit /= 2
 		}
-	}
-	if c.o.StatusInterval > 0 {
-		earlier(c.lastStatus.Add(c.o.StatusInterval))
-	}
-	if !c.owed.IsZero() {
-		earlier(c.owed.Add(replyPatience))
+		first = earlier(first, c.lastHeard.Add(limit))
 	}
 	if c.changed && c.o.Events.Progress != nil {
-		earlier(c.shown.Add(c.o.ProgressInterval))
+		first = earlier(first, c.shown.Add(c.o.ProgressInterval))
 	}
 	return first
+}
+
+// statusTime is when the next status update is due at the latest; zero: never.
+func (c *copyStream) statusTime() time.Time {
+	first := c.regularStatus()
+	if !c.owed.IsZero() {
+		first = earlier(first, c.owed.Add(replyPatience))
+	}
+	return first
+}
+
+// regularStatus is when the next status update is due that the server has not asked for; zero: never.
+func (c *copyStream) regularStatus() time.Time {
+	var next time.Time
+	if c.o.StatusInterval > 0 {
+		next = c.lastStatus.Add(c.o.StatusInterval)
+	}
+	if !c.blind.IsZero() {
+		last := c.lastStatus
+		if last.Before(c.blind) {
+			last = c.blind
+		}
+		next = earlier(next, last.Add(blindInterval))
+	}
+	return next
+}
+
+// earlier is the earlier of two times; zero is no time.
+func earlier(a, b time.Time) time.Time {
+	if a.IsZero() || b.Before(a) {
+		return b
+	}
+	return a
 }
 
 // reportsFlush tells whether the server is told the flushed position. Without a slot, a receiver that does not flush
 // at once should not count as a synchronous standby (ReceiveXlogStream in receivelog.c).
 func (c *copyStream) reportsFlush() bool { return c.o.Slot != "" || c.o.Synchronous }
 
-// sendStatus sends a standby status update.
-func (c *copyStream) sendStatus() error {
+// sendStatus sends a standby status update; with ask, one that the server answers with a keepalive.
+func (c *copyStream) sendStatus(ask bool) error {
 	now := time.Now()
 	var flushed segment.LSN
 	if c.reportsFlush() {
 		flushed = c.w.Flushed()
 	}
-	var m [statusMessageSize]byte
+	m := c.c.scratch(statusMessageSize)
 	m[0] = typeCopyData
 	binary.BigEndian.PutUint32(m[1:], statusMessageSize-1)
 	m[5] = payloadStatus
@@ -376,7 +493,10 @@ func (c *copyStream) sendStatus() error {
 	binary.BigEndian.PutUint64(m[14:], uint64(flushed))
 	// m[22:30]: the applied position. Nothing is ever applied.
 	binary.BigEndian.PutUint64(m[30:], uint64(now.UnixMicro()-postgresEpoch))
-	if err := c.c.write(m[:]); err != nil {
+	if ask {
+		m[38] = 1
+	}
+	if err := c.c.write(m); err != nil {
 		return err
 	}
 	c.lastStatus, c.reported = now, flushed
@@ -391,14 +511,23 @@ func (c *copyStream) sendStatus() error {
 // postgresEpoch is 2000-01-01 UTC in microseconds since 1970: PostgreSQL's clock begins there.
 const postgresEpoch = 946684800 * 1000000
 
+func (c *copyStream) state() State {
+	if c.full.IsZero() {
+		return StateStreaming
+	}
+	return StateDiskFull
+}
+
 // publish makes the progress visible to everybody.
 func (c *copyStream) publish(state State) {
 	written, flushed := c.w.Written(), c.w.Flushed()
-	name := segment.At(c.timeline, written, c.sys.SegmentSize).Name(c.sys.SegmentSize)
+	if id := segment.At(c.timeline, written, c.sys.SegmentSize); id != c.named {
+		c.named, c.segment = id, id.Name(c.sys.SegmentSize)
+	}
 	c.s.setProgress(func(p *Progress) {
 		p.State, p.Timeline, p.WrittenLSN, p.FlushedLSN = state, c.timeline, written, flushed
 		p.Bytes += c.bytes
-		p.Segment = name
+		p.Segment = c.segment
 		if !c.server.received.IsZero() {
 			p.ServerLSN = c.server.end
 			p.ServerTime, p.ReceivedTime = time.UnixMicro(c.server.time+postgresEpoch), c.server.received
@@ -408,31 +537,43 @@ func (c *copyStream) publish(state State) {
 }
 
 // flush makes everything written durable and ends the writer. However long the disk takes, the server gets its status
-// updates meanwhile; if it cannot be reached any more, that shows later.
-func (c *copyStream) flush() error {
-	closed := make(chan error, 1)
-	go func() {
-		closed <- c.w.Close()
-		c.c.wake()
-	}()
-	var lost error
+// updates meanwhile, if it still streams; if it cannot be reached any more, that shows later.
+func (c *copyStream) flush(streaming bool) error {
+	c.blind = time.Now()
+	closed := make(chan error)
+	go func() { closed <- c.w.Close() }()
+	var err error
+	if streaming {
+		err = c.report(closed)
+	} else {
+		err = <-closed
+	}
+	for _, e := range c.w.Events() {
+		c.tell(e)
+	}
+	if c.done {
+		c.debugf("stopped log streaming at %s (timeline %d)", c.next, c.timeline)
+	}
+	if name := c.w.Partial(); name != "" {
+		c.o.Events.log(slog.LevelInfo, "not renaming \""+name+"\", segment is not complete")
+	}
+	return err
+}
+
+// report waits for the end of a flush, and sends status updates meanwhile.
+func (c *copyStream) report(closed <-chan error) error {
 	for {
+		var due <-chan time.Time
+		if next := c.statusTime(); !next.IsZero() {
+			due = time.After(time.Until(next))
+		}
 		select {
 		case err := <-closed:
-			for _, e := range c.w.Events() {
-				c.tell(e)
-			}
-			if name := c.w.Partial(); name != "" {
-				c.o.Events.log(slog.LevelInfo, "not renaming \""+name+"\", segment is not complete")
-			}
 			return err
-		default:
+		case <-due:
 		}
-		c.c.wait(c.deadline())
-		if now := time.Now(); lost == nil && c.statusDue(now) {
-			lost = c.sendStatus()
-		} else if lost != nil {
-			c.lastStatus, c.owed = now, time.Time{}
+		if err := c.sendStatus(false); err != nil {
+			return <-closed
 		}
 	}
 }
@@ -443,13 +584,10 @@ const drainTime = 10 * time.Second
 // finish ends COPY mode after all is flushed: a last status update, CopyDone, and the server's answers up to
 // ReadyForQuery. It returns the next timeline if the server was at the end of this one.
 func (c *copyStream) finish(ctx context.Context, end ending) (*nextTimeline, error) {
-	if err := c.sendStatus(); err != nil {
+	if err := c.sendStatus(false); err != nil {
 		return nil, err
 	}
-	if err := c.c.send(&pgproto3.CopyDone{}); err != nil {
-		return nil, err
-	}
-	rows, err := c.drain(ctx)
+	rows, err := c.end(ctx)
 	if err != nil || end != endTimeline {
 		return nil, err
 	}
@@ -459,22 +597,37 @@ func (c *copyStream) finish(ctx context.Context, end ending) (*nextTimeline, err
 // leave brings the connection back to idle after an error in the middle of the stream, unless the connection itself is
 // what failed. An error of its own on the way changes nothing: Usable tells the result.
 func (c *copyStream) leave(ctx context.Context, err error) {
-	var refused *ServerError
 	switch {
-	case errors.Is(err, ErrConnectionLost), errors.Is(err, ErrProtocol), errors.Is(err, ErrEncrypted):
-	case errors.As(err, &refused):
-		c.drain(ctx) // the server has ended COPY itself
-	default:
+	case streaming(err):
 		c.finish(ctx, endStopped)
+	case !lost(err):
+		c.drain(ctx) // the server has ended COPY itself
 	}
+}
+
+// streaming tells whether the server still streams after an error.
+func streaming(err error) bool {
+	var refused *ServerError
+	return !lost(err) && !errors.As(err, &refused)
+}
+
+// lost tells whether nothing can be done with the connection any more after an error.
+func lost(err error) bool {
+	return errors.Is(err, ErrConnectionLost) || errors.Is(err, ErrProtocol) || errors.Is(err, ErrEncrypted)
+}
+
+// end sends CopyDone and reads the server's answers.
+func (c *copyStream) end(ctx context.Context) (rows [][][]byte, err error) {
+	if err := c.c.send(&pgproto3.CopyDone{}); err != nil {
+		return nil, err
+	}
+	return c.drain(ctx)
 }
 
 // drain reads what the server sends after COPY has ended, up to ReadyForQuery: data that was on its way, which is not
 // wanted any more, and at the end of a timeline a row with the next one.
 func (c *copyStream) drain(ctx context.Context) (rows [][][]byte, err error) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTime)
-	defer cancel()
-	defer context.AfterFunc(ctx, c.c.wake)()
+	c.s.grace = time.Now().Add(drainTime) // whether somebody stops meanwhile or not
 	for c.payload > 0 {
 		n := min(c.payload, len(c.c.buffered()))
 		c.c.used(n)
@@ -486,6 +639,7 @@ func (c *copyStream) drain(ctx context.Context) (rows [][][]byte, err error) {
 		}
 	}
 	var failed error
+	size := 0
 	for {
 		kind, body, err := c.s.message(ctx)
 		if err != nil {
@@ -498,7 +652,8 @@ func (c *copyStream) drain(ctx context.Context) (rows [][][]byte, err error) {
 			if err != nil {
 				return nil, err
 			}
-			if rows = append(rows, row); len(rows) > maxRows {
+			size += len(body)
+			if rows = append(rows, row); len(rows) > maxRows || size > maxMessage {
 				return nil, fail(ErrProtocol, "the server sent too many rows at the end of the stream")
 			}
 		case typeErrorResponse:

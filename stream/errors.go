@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/jackc/pgx/v5/pgproto3"
 )
@@ -104,6 +105,11 @@ func commandFailure(sql string, e *ServerError) error {
 	case slot && e.SQLSTATE == stateObjectInUse:
 		kind = ErrSlotBusy
 	}
+	for _, name := range []string{"START_REPLICATION", "TIMELINE_HISTORY"} { // of these, pg_receivewal names only the command
+		if strings.HasPrefix(sql, name) {
+			sql = name
+		}
+	}
 	return fail(kind, "could not send replication command \"%s\": %w", sql, e)
 }
 
@@ -126,6 +132,11 @@ func readFailure(err error) error {
 		return fail(ErrConnectionLost, "server closed the connection unexpectedly")
 	}
 	return fail(ErrConnectionLost, "could not receive data from server: %s", plain(err))
+}
+
+// silent is the error for a server that has not sent anything for too long.
+func silent(d time.Duration) error {
+	return fail(ErrConnectionLost, "no message from the server for %s", d.Round(time.Millisecond))
 }
 
 // plain is the innermost text of a network error.

@@ -1,6 +1,7 @@
 package stream
 
 import (
+	"context"
 	"log/slog"
 	"time"
 
@@ -19,8 +20,15 @@ type Events struct {
 	SegmentCompleted func(Segment) error
 	// TimelineSwitched: the server's timeline ended, and the next one's history file is in the directory.
 	TimelineSwitched func(TimelineSwitch) error
+	// Hole: something is wrong with the directory, as was found at the start; and what became of it.
+	Hole func(Hole) error
+	// DiskFull: with WaitOnDiskFull, the disk is full, or has room again.
+	DiskFull func(DiskFull) error
 	// Progress is called at most once per ProgressInterval, only when something has changed.
 	Progress func(Progress) error
+	// Reconnect is asked for a new connection after one was lost, with growing pauses. An error gives up: Receive then
+	// returns ErrConnectionLost. nil: it does at once.
+	Reconnect func(context.Context, Reconnection) (NewConnection, error)
 }
 
 func (e *Events) log(level slog.Level, text string) {
@@ -49,10 +57,12 @@ type State int
 
 // The states of a Session.
 const (
-	StateIdle      State = iota // no receive is in progress
-	StateStarting               // asking the server, looking through the directory
-	StateStreaming              // receiving
-	StateStopping               // flushing, and bringing the connection back to idle
+	StateIdle         State = iota // no receive is in progress
+	StateStarting                  // asking the server, looking through the directory
+	StateStreaming                 // receiving
+	StateStopping                  // flushing, and bringing the connection back to idle
+	StateReconnecting              // waiting for a new connection
+	StateDiskFull                  // waiting for room on the disk
 )
 
 // Progress is where a receive is. It is kept after the receive has ended, until the next one begins.
@@ -65,6 +75,7 @@ type Progress struct {
 	ServerLSN    segment.LSN      // the server's end of WAL, as it said last
 	Bytes        uint64           // received since the start
 	Segments     uint64           // completed since the start
+	Reconnects   uint64           // connections after the first
 	ServerTime   time.Time        // the server's clock in its last message
 	ReceivedTime time.Time        // ours at that moment
 	Segment      string           // the segment being written, without .partial

@@ -25,8 +25,20 @@ type Options struct {
 	StatusInterval   time.Duration // between status updates to the server; 0: 10 s; negative: only when it asks
 	ProgressInterval time.Duration // between progress events, at least; 0: 1 s
 
+	// How long the server may be silent. After half of it, it is asked for a reply; after all of it, the connection is lost.
+	// 0: twice the server's wal_sender_timeout, or 60 s where that is 0 or cannot be read; negative: for ever.
+	ReceiveTimeout time.Duration
+
 	Synchronous bool // flush WAL as soon as it arrives, and tell the server at once
 	NoSync      bool // never wait for the disk: "flushed" then means nothing. Not with Synchronous
+
+	// Without Synchronous: make data durable, and report it, at the latest so long after it was written. 0: only at a segment's
+	// end and when the server asks.
+	FlushInterval time.Duration
+
+	Repair         RepairMode // what to do about missing segments
+	WaitOnDiskFull bool       // wait for room on a full disk and go on, instead of ErrDiskFull
+	CheckPages     bool       // check the header of each WAL page, not only each segment's first
 
 	FileMode fs.FileMode // of new files; 0: as the server's data_directory_mode says
 
@@ -37,6 +49,8 @@ type Options struct {
 const (
 	DefaultStatusInterval   = 10 * time.Second
 	DefaultProgressInterval = time.Second
+
+	defaultReceiveTimeout = 60 * time.Second
 )
 
 func (o *Options) check() error {
@@ -64,7 +78,7 @@ func (o *Options) check() error {
 // (ErrStopped, with the callback's error), or until something fails. It blocks, and it alone calls the callbacks.
 //
 // In every case what was written is left so that the next Receive continues it; see Usable for the connection.
-func (s *Session) Receive(ctx context.Context, o Options) error {
+func (s *Session) Receive(ctx context.Context, o Options) (err error) {
 	if err := o.check(); err != nil {
 		return err
 	}
@@ -75,17 +89,22 @@ func (s *Session) Receive(ctx context.Context, o Options) error {
 	defer end()
 	r := &receiver{s: s, o: o}
 	s.log = o.Events.log
+	s.silence = max(o.ReceiveTimeout, 0)
+	if o.ReceiveTimeout == 0 {
+		s.silence = defaultReceiveTimeout
+	}
 	s.setProgress(func(p *Progress) { *p = Progress{State: StateStarting} })
 	defer s.setProgress(func(p *Progress) { p.State = StateIdle })
 
-	if r.dir, err = segment.Open(segment.OS, o.Directory); err != nil {
+	if r.dir, err = segment.Open(s.fs, o.Directory); err != nil {
 		return err
 	}
-	err = r.run(ctx)
-	if closeErr := r.dir.Close(); err == nil {
-		err = closeErr
-	}
-	return err
+	defer func() {
+		if closeErr := r.dir.Close(); err == nil {
+			err = closeErr
+		}
+	}()
+	return r.persist(ctx)
 }
 
 // receiver is one Receive.
@@ -99,13 +118,32 @@ type receiver struct {
 	start    segment.LSN // of the timeline's streaming: the first byte of a segment
 	history  segment.History
 
-	stop error // why a callback wants to stop
+	repaired  bool      // what was wrong with the directory has been told
+	filling   bool      // fetching missing segments, not the stream
+	fullSince time.Time // since when the disk is full; zero: it is not
+	stop      error     // why a callback wants to stop
 }
 
-// run receives one timeline after the other.
-func (r *receiver) run(ctx context.Context) (err error) {
-	if r.sys, err = r.s.identify(ctx); err != nil {
+// run receives over one connection.
+func (r *receiver) run(ctx context.Context) error {
+	if r.s.started != nil {
+		if done, err := r.takeOver(ctx); done || err != nil {
+			return err
+		}
+	}
+	sys, err := r.s.identify(ctx)
+	if err != nil {
 		return err
+	}
+	if r.sys.SystemIdentifier != 0 && r.sys.SystemIdentifier != sys.SystemIdentifier {
+		return fail(segment.ErrForeign, "the new connection is to the cluster with system identifier %d, the lost one was to %d",
+			sys.SystemIdentifier, r.sys.SystemIdentifier)
+	}
+	r.sys = sys
+	if r.o.ReceiveTimeout == 0 {
+		if r.s.silence, err = r.s.senderTimeout(ctx); err != nil {
+			return err
+		}
 	}
 	if err := r.prepareDirectory(); err != nil {
 		return err
@@ -116,16 +154,48 @@ func (r *receiver) run(ctx context.Context) (err error) {
 	if r.timeline > r.sys.Timeline {
 		return fail(ErrTimeline, "starting timeline %d is not present in the server", r.timeline)
 	}
+	if !r.repaired {
+		if err := r.repair(ctx); err != nil {
+			return err
+		}
+		r.repaired = true
+	}
 	r.debugf("starting log streaming at %s (timeline %d)", r.start, r.timeline)
-	r.s.setProgress(func(p *Progress) { p.StartLSN, p.ServerLSN = r.start, r.sys.LSN })
+	r.s.setProgress(func(p *Progress) {
+		if p.StartLSN == 0 {
+			p.StartLSN = r.start
+		}
+		p.ServerLSN = r.sys.LSN
+	})
+	return r.timelines(ctx)
+}
+
+// timelines receives one timeline after the other.
+func (r *receiver) timelines(ctx context.Context) error {
 	for {
 		if err := r.prepareTimeline(ctx); err != nil {
 			return err
 		}
-		if r.reached(r.start) {
+		var next *nextTimeline
+		var err error
+		reached := r.reached(r.start)
+		if !reached {
+			next, err = r.receiveTimeline(ctx)
+		}
+		if reached && r.timeline != r.sys.Timeline || errors.Is(err, ErrTimeline) {
+			// What we have may be of a timeline that the server has abandoned.
+			moved, fitErr := r.fitTimeline(ctx, err)
+			if fitErr != nil {
+				return fitErr
+			}
+			if moved {
+				continue
+			}
+		}
+		if reached {
+			r.debugf("stopped log streaming at %s (timeline %d)", r.start, r.timeline)
 			return nil
 		}
-		next, err := r.receiveTimeline(ctx)
 		if err != nil || next == nil {
 			return err
 		}
@@ -152,9 +222,12 @@ func (r *receiver) prepareDirectory() error {
 
 // findStart decides where to start: the directory, else the caller, else the slot, else the server.
 func (r *receiver) findStart(ctx context.Context) error {
-	found, err := r.dir.Start(r.sys.SegmentSize, r.warn)
+	found, err := r.dir.Start(r.sys.SegmentSize, nil) // repair warns of what is passed over
 	if err != nil {
 		return err
+	}
+	if found.LSN == 0 && r.start != 0 {
+		return nil // nothing was received yet since the first connection: that decided it
 	}
 	r.start, r.timeline = found.LSN, found.Timeline
 	if r.start == 0 && r.o.StartLSN != 0 {
@@ -177,25 +250,50 @@ func (r *receiver) findStart(ctx context.Context) error {
 	return nil
 }
 
+// fitTimeline moves the start to where it is in the server's history, if it is not. The server may have been recovered to a
+// point before our newest segment, and have gone on from there on a timeline of its own: then that is followed from where it
+// began, and what the directory has of the abandoned one stays. A timeline that the server never had is refused. refused is why
+// the server did not start the stream; nil: it was not asked.
+func (r *receiver) fitTimeline(ctx context.Context, refused error) (moved bool, err error) {
+	content, err := r.s.timelineHistory(ctx, r.sys.Timeline)
+	if err != nil {
+		if errors.Is(err, ErrConnectionLost) || errors.Is(err, ErrStopped) {
+			return false, err
+		}
+		return false, refused // without the server's history there is no more to say
+	}
+	history, err := segment.ParseHistory(r.sys.Timeline, content)
+	if err != nil {
+		return false, fail(ErrProtocol, "the server's %w", err)
+	}
+	end, known := history.EndOf(r.timeline)
+	if !known {
+		text := fmt.Sprintf("timeline %d, where the directory goes on at %s, is not in the history of the server's timeline %d",
+			r.timeline, r.start, r.sys.Timeline)
+		if refused == nil {
+			return false, fail(ErrTimeline, "%s", text)
+		}
+		return false, fail(ErrTimeline, "%s: %w", text, refused)
+	}
+	if end == 0 || r.start <= end {
+		return false, refused
+	}
+	r.warn(fmt.Sprintf("the server left timeline %d at %s, before the directory's newest WAL at %s: following it", r.timeline, end, r.start))
+	found, err := r.dir.StartAfter(r.timeline, history, r.sys.SegmentSize)
+	if err != nil {
+		return false, err
+	}
+	if found.LSN == 0 {
+		found = segment.Start{LSN: r.sys.SegmentSize.Floor(end), Timeline: history.Child(r.timeline)}
+	}
+	r.start, r.timeline = found.LSN, found.Timeline
+	return true, nil
+}
+
 // prepareTimeline makes sure that the timeline's history file is in the directory, and reads it.
 func (r *receiver) prepareTimeline(ctx context.Context) error {
-	if r.timeline > 1 {
-		have, err := r.dir.HasHistory(r.timeline)
-		if err != nil {
-			return err
-		}
-		if !have {
-			content, err := r.s.timelineHistory(ctx, r.timeline)
-			if err != nil {
-				return err
-			}
-			if _, err := segment.ParseHistory(r.timeline, content); err != nil {
-				return fail(ErrProtocol, "the server's %w", err)
-			}
-			if err := r.dir.WriteHistory(r.timeline, content); err != nil {
-				return err
-			}
-		}
+	if err := r.fetchHistory(ctx, r.timeline); err != nil {
+		return err
 	}
 	history, err := r.dir.History(r.timeline)
 	if err != nil {
@@ -205,14 +303,27 @@ func (r *receiver) prepareTimeline(ctx context.Context) error {
 	return nil
 }
 
-// reached tells whether end LSN lies before the position, and says so.
-func (r *receiver) reached(lsn segment.LSN) bool {
-	if r.o.EndLSN == 0 || lsn <= r.o.EndLSN {
-		return false
+// fetchHistory fetches a timeline's history file, unless it is there.
+func (r *receiver) fetchHistory(ctx context.Context, timeline segment.Timeline) error {
+	if timeline == 1 {
+		return nil
 	}
-	r.debugf("stopped log streaming at %s (timeline %d)", lsn, r.timeline)
-	return true
+	have, err := r.dir.HasHistory(timeline)
+	if err != nil || have {
+		return err
+	}
+	content, err := r.s.timelineHistory(ctx, timeline)
+	if err != nil {
+		return err
+	}
+	if _, err := segment.ParseHistory(timeline, content); err != nil {
+		return fail(ErrProtocol, "the server's %w", err)
+	}
+	return r.dir.WriteHistory(timeline, content)
 }
+
+// reached tells whether the end LSN lies before a position.
+func (r *receiver) reached(lsn segment.LSN) bool { return r.o.EndLSN != 0 && lsn > r.o.EndLSN }
 
 // nextTimeline is what the server tells at the end of a timeline.
 type nextTimeline struct {
@@ -240,8 +351,25 @@ func (r *receiver) receiveTimeline(ctx context.Context) (*nextTimeline, error) {
 		// The position is exactly where the timeline ended: there is nothing to copy.
 		return r.parseNext(a.rows, r.start)
 	}
-	c := newCopyStream(r)
-	return c.run(ctx)
+	next, err := newCopyStream(r).run(ctx)
+	if errors.Is(err, ErrWALRemoved) && !r.filling {
+		err = r.explainRemoved(ctx, err)
+	}
+	return next, err
+}
+
+// explainRemoved adds to ErrWALRemoved what was wanted, what there is, and what to do.
+func (r *receiver) explainRemoved(ctx context.Context, err error) error {
+	wanted := r.s.Progress().WrittenLSN
+	text := fmt.Sprintf("the WAL from %s on (segment %s) is needed", wanted,
+		segment.At(r.timeline, wanted, r.sys.SegmentSize).Name(r.sys.SegmentSize))
+	if r.o.Slot != "" && r.s.usable.Load() {
+		if slot, err := r.s.readSlot(ctx, r.o.Slot); err == nil && slot.RestartLSN != 0 {
+			text += fmt.Sprintf("; slot %q keeps WAL from %s on", r.o.Slot, slot.RestartLSN)
+		}
+	}
+	return fail(ErrWALRemoved, "%s; the archive has a gap from there on: make a new base backup and receive into an empty directory: %w",
+		text, err)
 }
 
 // parseNext reads the row that ends a timeline (ReadEndOfStreamingResult in receivelog.c).

@@ -2,7 +2,6 @@ package stream
 
 import (
 	"context"
-	"errors"
 	"log/slog"
 	"net"
 	"strconv"
@@ -12,24 +11,40 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgproto3"
+
+	"libreceivewal/segment"
 )
 
 // SessionOptions says what is known of a connection beforehand.
 type SessionOptions struct {
 	ServerVersion int // as server_version_num: 150018 for 15.18; 0: not known
+
+	// What its owner has already read from the connection, beyond what it has used itself. Copied.
+	ReadAhead []byte
+
+	FS segment.FS // where Receive writes; nil: the operating system's
+
+	// Started: the owner has sent START_REPLICATION itself, and has read CopyBothResponse but none of the stream, except
+	// into ReadAhead. The first Receive takes the stream over; nothing else can be done before. nil: not started.
+	Started *StartedStream
 }
 
 // Session is the use of one connection for replication. One operation runs at a time; another one at the same time is
 // ErrBusy. Progress and Usable may be called by any goroutine at any time.
 type Session struct {
 	wire          *wire
+	fs            segment.FS
 	serverVersion int
+	started       *StartedStream // not taken over yet
 
 	busy   atomic.Bool
 	usable atomic.Bool // no answer is outstanding: the server is in ReadyForQuery
 	log    func(level slog.Level, text string)
 
-	mu       sync.Mutex
+	silence time.Duration // how long the server may be silent when an answer is due; 0: for ever
+	grace   time.Time     // when the answer that is due must be complete; zero: no matter, as long as nobody stops
+
+	mu       sync.Mutex // guards wire against wake, and progress
 	progress Progress
 }
 
@@ -37,9 +52,34 @@ type Session struct {
 // authentication may still be unread on it. The connection stays the caller's: a Session never closes it, and
 // leaves it without deadlines.
 func NewSession(conn net.Conn, o SessionOptions) *Session {
-	s := &Session{wire: newWire(conn), serverVersion: o.ServerVersion}
-	s.usable.Store(true)
+	s := &Session{fs: segment.OS, serverVersion: o.ServerVersion}
+	if o.FS != nil {
+		s.fs = o.FS
+	}
+	s.lend(conn, o)
 	return s
+}
+
+// lend makes conn the session's connection.
+func (s *Session) lend(conn net.Conn, o SessionOptions) {
+	w := newWire(conn)
+	w.buf, w.w = append([]byte(nil), o.ReadAhead...), len(o.ReadAhead)
+	if o.ServerVersion != 0 {
+		s.serverVersion = o.ServerVersion
+	}
+	s.started = o.Started
+	s.mu.Lock()
+	s.wire = w
+	s.mu.Unlock()
+	s.usable.Store(s.started == nil)
+}
+
+// wake wakes the operation in progress. Any goroutine.
+func (s *Session) wake() {
+	s.mu.Lock()
+	w := s.wire
+	s.mu.Unlock()
+	w.wake()
 }
 
 // Usable tells whether the connection is idle in ReadyForQuery, so that its owner can go on using it.
@@ -50,21 +90,22 @@ func (s *Session) begin(ctx context.Context) (end func(), err error) {
 	if !s.busy.CompareAndSwap(false, true) {
 		return nil, ErrBusy
 	}
-	if !s.usable.Load() {
+	if !s.usable.Load() && s.started == nil {
 		s.busy.Store(false)
 		return nil, fail(ErrConnectionLost, "the connection is not idle: an earlier operation on it failed")
 	}
+	s.wire.release() // from the deadlines of the connection's earlier life
 	woken := make(chan struct{})
 	cancel := context.AfterFunc(ctx, func() {
 		defer close(woken)
-		s.wire.wake()
+		s.wake()
 	})
 	return func() {
 		if !cancel() {
 			<-woken
 		}
 		s.wire.release()
-		s.log = nil
+		s.log, s.silence = nil, 0
 		s.busy.Store(false)
 	}, nil
 }
@@ -107,12 +148,9 @@ func (s *Session) anyMessage(ctx context.Context) (byte, []byte, error) {
 		}
 		missing := headerSize - len(s.wire.buffered())
 		if ok {
-			if length > maxMessage {
-				return 0, nil, fail(ErrProtocol, "the server sent a message of type %q with %d bytes", kind, length)
-			}
 			var body []byte
-			if body, missing = s.wire.body(length); missing == 0 {
-				return kind, body, nil
+			if body, missing, err = s.wire.body(kind, length); missing == 0 {
+				return kind, body, err
 			}
 		}
 		if err := s.read(ctx, missing); err != nil {
@@ -121,21 +159,32 @@ func (s *Session) anyMessage(ctx context.Context) (byte, []byte, error) {
 	}
 }
 
-// read waits for some of the next n bytes: for ever, or for stopGrace once ctx has ended.
+// read waits for some of the next n bytes: as long as the server may be silent, but the whole answer for no longer than
+// stopGrace once ctx has ended.
 func (s *Session) read(ctx context.Context, n int) error {
 	var limit time.Time
+	if s.silence > 0 {
+		limit = time.Now().Add(s.silence)
+	}
 	for {
+		if ctx.Err() != nil && s.grace.IsZero() {
+			s.grace = time.Now().Add(stopGrace)
+		}
+		if !s.grace.IsZero() && (limit.IsZero() || s.grace.Before(limit)) {
+			limit = s.grace
+		}
+		switch {
+		case limit.IsZero() || time.Now().Before(limit):
+		case ctx.Err() != nil:
+			return fail(ErrStopped, "stopped; the server did not answer")
+		case limit.Equal(s.grace):
+			return fail(ErrConnectionLost, "the server did not answer in time")
+		default:
+			return silent(s.silence)
+		}
 		got, err := s.wire.read(min(n, bufferSize), limit)
 		if err != nil || got {
 			return err
-		}
-		if ctx.Err() == nil {
-			continue // woken by something else
-		}
-		if limit.IsZero() {
-			limit = time.Now().Add(stopGrace)
-		} else if time.Now().After(limit) {
-			return fail(ErrStopped, "stopped; the server did not answer")
 		}
 	}
 }
@@ -175,7 +224,11 @@ func parseVersion(version string) int {
 		if end < 0 {
 			end = len(text)
 		}
-		part[i], _ = strconv.Atoi(text[:end]) // no digits: 0, not known
+		n, err := strconv.ParseUint(text[:end], 10, 16)
+		if err != nil {
+			break // no number: not known
+		}
+		part[i] = int(n)
 	}
 	if part[0] >= 10 {
 		return part[0]*10000 + part[1]
@@ -192,20 +245,48 @@ type answer struct {
 // idle marks the connection as idle after ReadyForQuery. While data was streamed, more than the answers
 // could have been read with them: only messages that may come at any time.
 func (s *Session) idle(ctx context.Context) error {
-	for len(s.wire.buffered()) > 0 {
+	return s.settle(ctx, func() bool { return false })
+}
+
+// Settle reads what came after the last answer and is no longer on the connection itself, because something between the
+// two has read ahead, until pending says that there is no more. Only messages that may come at any time can be among it; after
+// anything else the connection is not usable any more.
+func (s *Session) Settle(ctx context.Context, pending func() bool) error {
+	end, err := s.begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer end()
+	s.silence = drainTime
+	s.usable.Store(false)
+	return s.settle(ctx, pending)
+}
+
+func (s *Session) settle(ctx context.Context, pending func() bool) error {
+	for len(s.wire.buffered()) > 0 || pending() {
 		kind, body, err := s.anyMessage(ctx)
 		if err != nil {
 			return err
 		}
-		if ok, err := s.asynchronous(kind, body); err != nil || !ok {
-			return errors.Join(err, unexpected(kind, "ReadyForQuery"))
+		ok, err := s.asynchronous(kind, body)
+		switch {
+		case err != nil:
+			return err
+		case kind == typeErrorResponse: // the server ends the connection
+			var m pgproto3.ErrorResponse
+			if err := decode(&m, body); err != nil {
+				return err
+			}
+			return fail(ErrConnectionLost, "the server closed the connection: %w", newServerError(&m))
+		case !ok:
+			return unexpected(kind, "ReadyForQuery")
 		}
 	}
 	s.usable.Store(true)
 	return nil
 }
 
-// maxRows is far more than any replication command answers.
+// maxRows is far more than any replication command answers; the rows together may be as long as one message.
 const maxRows = 100
 
 // command sends a command by the simple query protocol and reads its answer, up to ReadyForQuery or the beginning
@@ -215,12 +296,16 @@ func (s *Session) command(ctx context.Context, sql string) (answer, error) {
 	if err := ctx.Err(); err != nil {
 		return a, ErrStopped
 	}
+	if s.started != nil {
+		return a, fail(ErrBusy, "replication has been started on this connection: only a receive can take it over")
+	}
 	s.usable.Store(false)
+	s.grace = time.Time{}
 	if err := s.wire.send(&pgproto3.Query{String: sql}); err != nil {
 		return a, err
 	}
 	var failed error
-	answered := false
+	answered, size := false, 0
 	for {
 		kind, body, err := s.message(ctx)
 		if err != nil {
@@ -244,7 +329,8 @@ func (s *Session) command(ctx context.Context, sql string) (answer, error) {
 			if err != nil {
 				return a, err
 			}
-			if a.rows = append(a.rows, row); len(a.rows) > maxRows {
+			size += len(body)
+			if a.rows = append(a.rows, row); len(a.rows) > maxRows || size > maxMessage {
 				return a, fail(ErrProtocol, "the server sent too many rows for %q", sql)
 			}
 		case typeErrorResponse:

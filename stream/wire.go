@@ -105,8 +105,10 @@ func (c *wire) used(n int) {
 // read waits until deadline (zero: for ever) for more bytes, and buffers at most limit of them. It returns false
 // without an error where the deadline passed or wake was called first.
 func (c *wire) read(limit int, deadline time.Time) (bool, error) {
-	if ok, err := c.arm(deadline); err != nil || !ok {
-		return false, err
+	if ok, err := c.arm(deadline); err != nil {
+		return false, readFailure(err)
+	} else if !ok {
+		return false, nil
 	}
 	c.reserve(limit)
 	n, err := c.conn.Read(c.buf[c.w : c.w+limit])
@@ -177,15 +179,18 @@ func (c *wire) header() (kind byte, length int, ok bool, err error) {
 	return kind, length, true, nil
 }
 
-// body takes a whole message from the buffer; false if it isn't all there yet, with the number of bytes missing.
+// body takes the whole message that header has looked at from the buffer, or tells how many bytes of it are missing.
 // The body is valid until the next read.
-func (c *wire) body(length int) (body []byte, missing int) {
+func (c *wire) body(kind byte, length int) (body []byte, missing int, err error) {
+	if length > maxMessage {
+		return nil, 0, fail(ErrProtocol, "the server sent a message of type %q with %d bytes", kind, length)
+	}
 	if missing = headerSize + length - len(c.buffered()); missing > 0 {
-		return nil, missing
+		return nil, missing, nil
 	}
 	body = c.buffered()[headerSize : headerSize+length]
 	c.used(headerSize + length)
-	return body, 0
+	return body, 0, nil
 }
 
 // send writes a message.
@@ -196,6 +201,12 @@ func (c *wire) send(m pgproto3.FrontendMessage) error {
 	}
 	c.out = out
 	return c.write(out)
+}
+
+// scratch is n zero bytes to make a message in, until the next one.
+func (c *wire) scratch(n int) []byte {
+	c.out = append(c.out[:0], make([]byte, n)...)
+	return c.out
 }
 
 func (c *wire) write(b []byte) error {

@@ -121,11 +121,7 @@ func prepare(t testing.TB, version int, segmentSize uint64, tcp bool) *Cluster {
 		t.Fatal(err)
 	}
 	c := &Cluster{Version: version, SegmentSize: segmentSize, Dir: dir, DataDir: filepath.Join(dir, "data"), Port: 5432, t: t, bin: bin, tcp: tcp}
-	cred, err := credential()
-	c.must(err)
-	if cred != nil {
-		c.must(os.Chown(dir, int(cred.Uid), int(cred.Gid)))
-	}
+	c.must(own(dir))
 	c.must(os.Chmod(dir, 0o755))
 	if tcp {
 		c.Port = c.freePort()

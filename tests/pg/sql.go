@@ -9,8 +9,8 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// SQL runs statements over a connection of its own and returns the rows of the last one as "psql -At" prints them: columns
-// separated by "|", rows by newlines.
+// SQL runs statements over a connection of its own and returns the rows of the last one that has any, as "psql -At" prints
+// them: columns separated by "|", rows by newlines.
 func (c *Cluster) SQL(sql string) string {
 	c.t.Helper()
 	out, err := c.TrySQL(sql)
@@ -37,11 +37,14 @@ func query(ctx context.Context, conn *pgconn.PgConn, sql string) (string, error)
 	if err != nil {
 		return "", err
 	}
-	if len(results) == 0 {
-		return "", nil
+	var last [][][]byte
+	for _, result := range results {
+		if len(result.FieldDescriptions) > 0 {
+			last = result.Rows
+		}
 	}
 	var rows []string
-	for _, row := range results[len(results)-1].Rows {
+	for _, row := range last {
 		var columns []string
 		for _, value := range row {
 			columns = append(columns, string(value))

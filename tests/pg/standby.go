@@ -2,6 +2,7 @@ package pg
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"io"
 	"io/fs"
@@ -15,13 +16,28 @@ import (
 // Standby makes a streaming standby of a running cluster and starts it. name becomes its application_name; conf is added to
 // the primary's configuration. It works on a standby too.
 //
-// The base is a copy of the files in backup mode: the BASE_BACKUP command differs between versions, this does not.
+// The base is a copy of the files in backup mode: see backupTo.
 func (c *Cluster) Standby(name string, conf ...string) *Cluster {
 	c.t.Helper()
 	s := prepare(c.t, c.Version, c.SegmentSize, c.tcp)
 	if c.RootCert != "" {
 		s.RootCert = filepath.Join(s.DataDir, "server.crt")
 	}
+	c.backupTo(s)
+	s.create("standby.signal", "")
+	s.appendFile("postgresql.conf", append([]string{
+		"primary_conninfo = '" + c.ConnString("application_name="+name) + "'",
+		"hot_standby = on",
+	}, conf...))
+	s.Start()
+	c.WaitStreaming(name)
+	return s
+}
+
+// backupTo copies the data directory to that of a new cluster in backup mode: the BASE_BACKUP command differs between versions, this
+// does not.
+func (c *Cluster) backupTo(s *Cluster) {
+	c.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), Deadline)
 	defer cancel()
 	conn, err := pgconn.Connect(ctx, c.ConnString()) // backup mode lasts as long as its connection
@@ -38,14 +54,6 @@ func (c *Cluster) Standby(name string, conf ...string) *Cluster {
 	c.must(err)
 
 	s.create("backup_label", label)
-	s.create("standby.signal", "")
-	s.appendFile("postgresql.conf", append([]string{
-		"primary_conninfo = '" + c.ConnString("application_name="+name) + "'",
-		"hot_standby = on",
-	}, conf...))
-	s.Start()
-	c.WaitStreaming(name)
-	return s
 }
 
 // Promote ends recovery and waits until the server writes WAL on its new timeline.
@@ -63,15 +71,42 @@ func (c *Cluster) WaitReplayed(lsn LSN) {
 	c.WaitFor("the standby to replay "+lsn.String(), func() bool { return c.LSN("select pg_last_wal_replay_lsn()") >= lsn })
 }
 
+// CopyWAL gives the server those segments and history files of another one that it lacks, as if it had restored them from an
+// archive. Files for segments to come, in which there is old WAL still, are left out.
+func (c *Cluster) CopyWAL(from *Cluster) {
+	c.t.Helper()
+	files := List(c.t, from.WALDir())
+	for _, name := range append(files.Complete, files.History...) {
+		to := filepath.Join(c.WALDir(), name)
+		if _, err := os.Stat(to); err == nil {
+			continue
+		}
+		if len(name) == 24 && !from.begun(name) {
+			continue
+		}
+		c.must(copyFile(filepath.Join(from.WALDir(), name), to, 0o600))
+		c.must(own(to))
+	}
+}
+
+// begun tells whether the server has written to a segment: its first page then has the segment's own address (xlp_pageaddr in
+// access/xlog_internal.h).
+func (c *Cluster) begun(name string) bool {
+	c.t.Helper()
+	f, err := os.Open(filepath.Join(c.WALDir(), name))
+	c.must(err)
+	defer f.Close()
+	var head [16]byte
+	_, err = io.ReadFull(f, head[:])
+	c.must(err)
+	return binary.LittleEndian.Uint64(head[8:]) == c.segmentNumber(name)*c.SegmentSize
+}
+
 // copyData copies the data directory of a server in backup mode: without what belongs to the running server or is
 // made anew at a start (excludeDirContents and excludeFiles in basebackup.c).
 func (c *Cluster) copyData(from string) error {
 	empty := map[string]bool{"pg_wal": true, "pg_replslot": true, "pg_dynshmem": true, "pg_notify": true, "pg_serial": true,
 		"pg_snapshots": true, "pg_stat_tmp": true, "pg_subtrans": true}
-	cred, err := credential()
-	if err != nil {
-		return err
-	}
 	return filepath.WalkDir(from, func(path string, d fs.DirEntry, err error) error {
 		if err != nil {
 			return ignoreMissing(err)
@@ -101,8 +136,8 @@ func (c *Cluster) copyData(from string) error {
 		} else {
 			err = copyFile(path, to, info.Mode().Perm())
 		}
-		if err == nil && cred != nil {
-			err = os.Lchown(to, int(cred.Uid), int(cred.Gid))
+		if err == nil {
+			err = own(to)
 		}
 		return ignoreMissing(err)
 	})
@@ -135,9 +170,14 @@ func (c *Cluster) create(name, text string) {
 	c.t.Helper()
 	path := filepath.Join(c.DataDir, name)
 	c.must(os.WriteFile(path, []byte(text), 0o600))
+	c.must(own(path))
+}
+
+// own gives a file to the user who runs servers.
+func own(path string) error {
 	cred, err := credential()
-	c.must(err)
-	if cred != nil {
-		c.must(os.Chown(path, int(cred.Uid), int(cred.Gid)))
+	if err != nil || cred == nil {
+		return err
 	}
+	return os.Lchown(path, int(cred.Uid), int(cred.Gid))
 }

@@ -3,6 +3,7 @@ package program
 import (
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -10,6 +11,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/jackc/pgx/v5/pgproto3"
 	"golang.org/x/sys/unix"
 	"libreceivewal/tests/pg"
 )
@@ -22,7 +24,7 @@ func TestConnectionStrings(t *testing.T) {
 		{"-d", "host=/nonexistent port=1"},
 		{"-d", "postgresql://u@%2Fnonexistent:1/db"},
 		{"-d", "host=/nonexistent", "-h", "/nonexistent2", "-p", "7"},
-		{"-d", "host=/nonexistent dbname=host=/tmp"},
+		{"-d", "host=/nonexistent dbname=port=7"},
 		{"-d", "host=/nonexistent replication=database"},
 		{"-d", "service=nosuchservice"},
 		{"-d", "host=/nonexistent port=nonsense"},
@@ -93,9 +95,8 @@ func TestPassword(t *testing.T) {
 		{[]string{"PGPASSFILE=" + passfile}, "", []string{"-w"}, 0, ""},
 		{nil, "", []string{"-w"}, 1, "fe_sendauth: no password supplied\n"},
 		{[]string{"PGPASSWORD=wrong"}, "", []string{"-w"}, 1, `password authentication failed for user "walreceiver"`},
-		{nil, "open sesame\n", nil, 0, "Password: "},
-		{nil, "wrong\n", nil, 1, `Password: pg_receivewal: error: `},
-		{nil, "", nil, 1, "Password: "},
+		{nil, "open sesame\n", nil, 0, "Password: \n"},
+		{nil, "wrong\n", nil, 1, "Password: \npg_receivewal: error: "},
 		{[]string{"PGPASSWORD=wrong"}, "open sesame\n", []string{"-W"}, 0, "Password: "},
 	} {
 		var results []result
@@ -115,11 +116,23 @@ func TestPassword(t *testing.T) {
 	}
 }
 
+// Where standard input has ended, pg_receivewal asks again and again without a pause. We ask once.
+func TestPasswordFromNobody(t *testing.T) {
+	_, args := secret(t)
+	cmd := exec.Command(ours(t).path, append([]string{"-D", t.TempDir()}, args...)...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	r := startCommand(t, cmd).wait()
+	if r.code != 1 || strings.Count(r.stderr, "Password: ") != 1 || !strings.Contains(r.stderr, "no password supplied") {
+		t.Error(r)
+	}
+}
+
 // terminal is a pseudo-terminal with a program on it.
 type terminal struct {
 	*process
 	master *os.File
 	seen   lockedBuffer
+	closed chan struct{} // by the program, and all of it seen
 }
 
 // onTerminal starts a program with a new terminal as its controlling one, and as its standard input, output and error.
@@ -147,9 +160,16 @@ func onTerminal(t *testing.T, program program, args ...string) *terminal {
 	cmd.Env = []string{"LC_ALL=C", "HOME=/nonexistent"}
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = slave, slave, slave
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
-	term := &terminal{process: startCommand(t, cmd), master: master}
-	go io.Copy(&term.seen, master)
+	term := &terminal{process: startCommand(t, cmd), master: master, closed: make(chan struct{})}
+	go func() { io.Copy(&term.seen, master); close(term.closed) }()
 	return term
+}
+
+func (term *terminal) wait() result {
+	term.t.Helper()
+	r := term.process.wait()
+	<-term.closed
+	return r
 }
 
 func (term *terminal) expect(text string) {
@@ -177,8 +197,9 @@ func TestPasswordOnTerminal(t *testing.T) {
 
 // --progress draws one line on a terminal, which messages replace and which is gone in the end; elsewhere it prints nothing.
 func TestProgress(t *testing.T) {
+	t.Parallel()
 	c := pg.New(t, pg.Options{SegmentSizeMB: 1})
-	args := append([]string{"-D", t.TempDir(), "--progress", "-v"}, c.ConnArgs()...)
+	args := append([]string{"-D", t.TempDir(), "--progress", "-v", "-s", "1"}, c.ConnArgs()...)
 	term := onTerminal(t, ours(t), args...)
 	c.WaitStreaming("pg_receivewal")
 	c.Generate(3)
@@ -203,23 +224,127 @@ func TestProgress(t *testing.T) {
 		}
 	}
 
-	quiet := ours(t).run(t, append([]string{"-D", t.TempDir(), "--progress", "-n", "-E", end.String()}, c.ConnArgs()...)...)
-	if quiet.code != 0 || strings.Contains(quiet.stderr, "\x1b") || strings.Contains(quiet.stderr, "/s, ") {
-		t.Errorf("not on a terminal: %q", quiet)
+	c.WaitGone("pg_receivewal")
+	quiet := ours(t).start(t, nil, append([]string{"-D", t.TempDir(), "--progress", "-s", "1"}, c.ConnArgs()...)...)
+	c.WaitStreaming("pg_receivewal")
+	for range 3 { // more than one event's worth
+		c.WaitReceived("pg_receivewal", c.Tick(), false)
+	}
+	quiet.signal(syscall.SIGINT)
+	if r := quiet.wait(); r.code != 0 || strings.ContainsAny(r.stderr, "\r\x1b") || strings.Contains(r.stderr, "/s, ") {
+		t.Errorf("not on a terminal: %q", r)
 	}
 }
 
-// An encrypted connection is refused with a word on what to do; it is never made a plain one silently.
-func TestEncryptedConnection(t *testing.T) {
-	c := pg.New(t, pg.Options{SegmentSizeMB: 1, TLS: true})
-	port := fmt.Sprint(c.Port)
-	args := []string{"-D", t.TempDir(), "-h", "127.0.0.1", "-p", port, "-U", "postgres", "-n", "-E", "0/1"}
-	r := ours(t).run(t, args...)
-	if r.code != 1 {
+// Over TLS the same is received, and a certificate that cannot be trusted is refused by libpq as ever.
+func TestTLS(t *testing.T) {
+	c := pg.New(t, pg.Options{SegmentSizeMB: 1, TLS: true, HBA: []string{
+		"hostnossl all all 127.0.0.1/32 reject", "hostnossl replication all 127.0.0.1/32 reject"}})
+	p := newPair(t, c)
+	first := c.SegmentName(1, c.CurrentLSN()) + ".partial"
+	for _, dir := range p.dirs {
+		if err := os.WriteFile(filepath.Join(dir, first), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	tcp := []string{"-h", "127.0.0.1", "-n", "-v"}
+	c.Generate(3)
+	end := c.CurrentLSN() - 1
+	for _, settings := range []string{
+		"sslmode=verify-full sslrootcert=" + c.RootCert, // with the first, everything is received
+		"sslmode=require",
+		"",
+	} {
+		p.ok(append(tcp, "-d", settings, "-E", end.String())...)
+	}
+	p.compareFiles()
+	for _, dir := range p.dirs {
+		c.ComparePartial(dir, 1, end)
+	}
+	if r := p.receive(append(tcp, "-d", "sslmode=disable")...); r.code != 1 {
+		t.Errorf("without TLS: %v", r)
+	}
+	if r := p.receive(append(tcp, "-d", "sslmode=verify-full sslrootcert=/nonexistent")...); r.code != 1 {
+		t.Errorf("without a certificate to trust: %v", r)
+	}
+
+	// A live stream is encrypted, ends cleanly, and slots can be made over TLS too.
+	args := []string{"-D", t.TempDir(), "-h", "127.0.0.1", "-p", fmt.Sprint(c.Port), "-U", "postgres", "-s", "1"}
+	receiver := ours(t).start(t, nil, args...)
+	c.WaitStreaming("pg_receivewal")
+	c.WaitReceived("pg_receivewal", c.Tick(), false)
+	if got := c.SQL("select ssl from pg_stat_ssl join pg_stat_replication using (pid)"); got != "t" {
+		t.Errorf("ssl is %q", got)
+	}
+	receiver.signal(syscall.SIGINT)
+	if r := receiver.wait(); r.code != 0 {
 		t.Error(r)
 	}
-	contains(t, r.stderr, "pg_receivewal: error: the connection is encrypted with TLS", "pg_receivewal: hint: ", "sslmode=disable")
-	if r := ours(t).run(t, append(args, "-d", "sslmode=disable")...); r.code != 0 {
+	if r := p.act("-h", "127.0.0.1", "--slot", slot, "--create-slot", "-d", "sslmode=require"); r.code != 0 {
 		t.Error(r)
 	}
+}
+
+// Servers that pg_receivewal refuses are refused in its words.
+func TestRefusedServers(t *testing.T) {
+	for name, parameters := range map[string]map[string]string{
+		"too old":               {"server_version": "9.2.24", "integer_datetimes": "on"},
+		"floats for times":      {"server_version": "9.6.24", "integer_datetimes": "off"},
+		"doesn't say its times": {"server_version": "9.6.24"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			pretend(t, filepath.Join(dir, ".s.PGSQL.5432"), parameters)
+			if r := same(t, "-D", dir, "-h", dir, "-p", "5432", "-U", "somebody"); r.code != 1 || !strings.HasPrefix(r.stderr, "pg_receivewal: error: ") {
+				t.Error(r)
+			}
+		})
+	}
+}
+
+// pretend listens on a Unix socket, lets everybody in with these parameters and answers every query as IDENTIFY_SYSTEM.
+func pretend(t *testing.T, path string, parameters map[string]string) {
+	t.Helper()
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	serve := func(conn net.Conn) {
+		defer conn.Close()
+		backend := pgproto3.NewBackend(conn, conn)
+		if _, err := backend.ReceiveStartupMessage(); err != nil {
+			return
+		}
+		backend.Send(&pgproto3.AuthenticationOk{})
+		for name, value := range parameters {
+			backend.Send(&pgproto3.ParameterStatus{Name: name, Value: value})
+		}
+		for {
+			backend.Send(&pgproto3.ReadyForQuery{TxStatus: 'I'})
+			if backend.Flush() != nil {
+				return
+			}
+			message, err := backend.Receive()
+			if _, query := message.(*pgproto3.Query); err != nil || !query {
+				return
+			}
+			var fields []pgproto3.FieldDescription
+			for _, name := range []string{"systemid", "timeline", "xlogpos", "dbname"} {
+				fields = append(fields, pgproto3.FieldDescription{Name: []byte(name), DataTypeOID: 25})
+			}
+			backend.Send(&pgproto3.RowDescription{Fields: fields})
+			backend.Send(&pgproto3.DataRow{Values: [][]byte{[]byte("7"), []byte("1"), []byte("0/1000000"), nil}})
+			backend.Send(&pgproto3.CommandComplete{CommandTag: []byte("IDENTIFY_SYSTEM")})
+		}
+	}
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go serve(conn)
+		}
+	}()
 }

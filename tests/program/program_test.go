@@ -213,14 +213,28 @@ func (p *pair) compare(args []string, results []result) result {
 	return results[len(results)-1]
 }
 
-// Where a program stops depends on how the server cuts its messages.
-var stoppedAt = regexp.MustCompile(`(stopped log streaming at) [0-9A-F]+/[0-9A-F]+`)
+var (
+	// Where a program stops depends on how the server cuts its messages. pg_receivewal says why it stops once more after
+	// "not renaming".
+	stopped  = regexp.MustCompile(`(stopped log streaming at) [0-9A-F]+/[0-9A-F]+`)
+	stopping = regexp.MustCompile(`(?m)^.*(stopped log streaming at|received interrupt signal).*\n`)
+	// We quote the whole command.
+	startCommandText = regexp.MustCompile(`"START_REPLICATION .*": ERROR`)
+	finished         = regexp.MustCompile(`(?m)^.*finished segment at.*\n`)
+	// Our check for holes warns of the wrong size too.
+)
 
-// normal removes what may differ: the directory, the slot and the exact end.
+// normal removes what may differ: the directory, the slot, the exact end, and when "finished segment" is said: we say it
+// once the segment is durable, while the next ones are being received.
 func (p *pair) normal(program program, r result) result {
-	r.stderr = strings.ReplaceAll(r.stderr, p.dirs[program.name], "DIR")
-	r.stderr = strings.ReplaceAll(r.stderr, "slot_"+program.name, slot)
-	r.stderr = stoppedAt.ReplaceAllString(r.stderr, "$1 LSN")
+	text := strings.ReplaceAll(r.stderr, p.dirs[program.name], "DIR")
+	text = strings.ReplaceAll(text, "slot_"+program.name, slot)
+	text = stopped.ReplaceAllString(text, "$1 LSN")
+	if says := stopping.FindAllStringIndex(text, -1); len(says) == 2 && text[says[0][0]:says[0][1]] == text[says[1][0]:] {
+		text = text[:says[1][0]]
+	}
+	text = startCommandText.ReplaceAllString(text, `"START_REPLICATION": ERROR`)
+	r.stderr = finished.ReplaceAllString(text, "") + strings.Join(finished.FindAllString(text, -1), "")
 	return r
 }
 

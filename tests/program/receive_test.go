@@ -88,15 +88,12 @@ func resumeFromSlot(t *testing.T, c *pg.Cluster) {
 		exists(t, filepath.Join(p.dirs["ours"], kept))
 		p.compareFiles()
 	}
-	// Both tell the server as much: what they have flushed.
-	var positions []string
-	for _, program := range p.programs {
-		positions = append(positions, c.SQL(fmt.Sprintf("select restart_lsn >= '%s' from pg_replication_slots where slot_name = 'slot_%s'", end, program.name)))
+	// The server may recycle what we have flushed, and nothing more. pg_receivewal does not report the last flush before it ends.
+	position := func(name string) pg.LSN {
+		return c.LSN(fmt.Sprintf("select restart_lsn from pg_replication_slots where slot_name = 'slot_%s'", name))
 	}
-	for _, position := range positions {
-		if position != positions[0] {
-			t.Errorf("a slot is beyond the end: %v, want the same of each", positions)
-		}
+	if at := position("ours"); at < end || at > c.CurrentLSN() || len(p.programs) == 2 && at < position("theirs") {
+		t.Errorf("the slot is at %s, the end was at %s", at, end)
 	}
 	for _, program := range p.programs {
 		c.SQL(fmt.Sprintf("select pg_drop_replication_slot('slot_%s')", program.name))
@@ -171,10 +168,14 @@ func TestSlotActions(t *testing.T) {
 	if got := slots(); got != "" {
 		t.Errorf("slots are left: %s", got)
 	}
-	for _, program := range p.programs {
-		r := program.run(t, p.args(program, []string{"--slot", "No Such Name", "--create-slot"})...)
-		if r.code != 1 || !strings.HasPrefix(r.stderr, "pg_receivewal: error: ") {
-			t.Errorf("%s, a bad name: %v", program.name, r)
+	// The server would refuse these too, all but the long one, which it cuts off.
+	for _, name := range []string{"", "No Such Name", "Upper", strings.Repeat("x", 64), "a-b", "x\"y"} {
+		for _, action := range [][]string{{"--create-slot"}, {"--drop-slot"}, {"-n", "-D", t.TempDir()}} {
+			r := ours(t).run(t, append(append(c.ConnArgs(), "--slot", name), action...)...)
+			want := fmt.Sprintf("pg_receivewal: error: replication slot name \"%s\" is not valid\npg_receivewal: hint: ", name)
+			if r.code != 1 || !strings.HasPrefix(r.stderr, want) {
+				t.Errorf("%q %q: %v", name, action, r)
+			}
 		}
 	}
 }
@@ -189,13 +190,12 @@ func TestPermissions(t *testing.T) {
 		c := pg.New(t, pg.Options{SegmentSizeMB: 1, GroupAccess: group})
 		for _, umask := range []string{"0", "027", "077"} {
 			p := newPair(t, c)
+			first := c.SegmentName(1, c.CurrentLSN()) + ".partial"
 			end := c.Generate(2)
 			for _, dir := range p.dirs {
-				partial := filepath.Join(dir, c.SegmentName(1, 1<<20)+".partial")
-				if err := os.WriteFile(partial, nil, 0o600); err != nil {
+				if err := os.WriteFile(filepath.Join(dir, first), nil, 0o600); err != nil {
 					t.Fatal(err)
 				}
-				os.Chmod(partial, 0o600)
 			}
 			for _, program := range p.programs {
 				args := append([]string{"-c", "umask " + umask + `; exec "$0" "$@"`, program.path, "-D", p.dirs[program.name], "-n", "-E", (end - 1).String()}, c.ConnArgs()...)
@@ -204,6 +204,9 @@ func TestPermissions(t *testing.T) {
 					t.Fatal(r)
 				}
 				lines := strings.Split(strings.TrimSpace(modes(t, p.dirs[program.name])), "\n")
+				if len(lines) < 3 {
+					t.Errorf("%s received %q only", program.name, lines)
+				}
 				for _, line := range lines[1:] { // the first is the file that we made
 					if !strings.HasPrefix(line, want) {
 						t.Errorf("%s, group access %v, umask %s: %s, want %s", program.name, group, umask, line, want)
@@ -281,6 +284,7 @@ func TestSynchronous(t *testing.T) {
 
 // Without a slot and without --synchronous no flush position is reported; with a slot it is.
 func TestFlushPosition(t *testing.T) {
+	t.Parallel()
 	c := pg.New(t, pg.Options{SegmentSizeMB: 1})
 	p := newPair(t, c)
 	p.act("--slot", slot, "--create-slot")
@@ -304,7 +308,7 @@ func TestFlushPosition(t *testing.T) {
 			if got := c.SQL("select coalesce(replay_lsn::text, 'none') from pg_stat_replication"); got != "none" {
 				t.Errorf("%s reports %s as applied", program.name, got)
 			}
-			receiver.signal(syscall.SIGTERM)
+			receiver.signal(syscall.SIGINT)
 			if r := receiver.wait(); r.code != 0 {
 				t.Error(r)
 			}
@@ -313,11 +317,15 @@ func TestFlushPosition(t *testing.T) {
 	}
 }
 
-// SIGINT and SIGTERM end it cleanly: exit code 0, and with --verbose a message.
+// SIGINT and, as from pg_receivewal 16 on, SIGTERM end it cleanly: exit code 0, and with --verbose a message.
 func TestSignals(t *testing.T) {
+	t.Parallel()
 	c := pg.New(t, pg.Options{SegmentSizeMB: 1})
 	for _, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM} {
 		p := newPair(t, c)
+		if sig == syscall.SIGTERM {
+			p.programs = p.programs[1:]
+		}
 		var results []result
 		for _, program := range p.programs {
 			receiver := program.start(t, nil, append([]string{"-D", p.dirs[program.name], "-v", "-s", "1"}, c.ConnArgs()...)...)
@@ -344,6 +352,7 @@ func TestSignals(t *testing.T) {
 
 // While a clean stop waits for the server, a second signal ends the program on the spot.
 func TestSecondSignal(t *testing.T) {
+	t.Parallel()
 	c := pg.New(t, pg.Options{SegmentSizeMB: 1})
 	receiver := ours(t).start(t, nil, append([]string{"-D", t.TempDir(), "-v"}, c.ConnArgs()...)...)
 	c.WaitStreaming("pg_receivewal")
@@ -370,43 +379,49 @@ func TestSecondSignal(t *testing.T) {
 
 // When the server goes away: with --no-loop the end, with exit code 1; else another try every five seconds, until a signal comes.
 func TestLostConnection(t *testing.T) {
-	c := pg.New(t, pg.Options{SegmentSizeMB: 1})
-	for _, mode := range []syscall.Signal{pg.Fast, pg.Immediate} {
-		p := newPair(t, c)
-		for _, program := range p.programs {
-			once := program.start(t, nil, append([]string{"-D", t.TempDir(), "-n"}, c.ConnArgs()...)...)
-			again := program.start(t, nil, append([]string{"-D", p.dirs[program.name]}, c.ConnArgs()...)...)
-			c.WaitFor("both to stream", func() bool { return c.SQL("select count(*) from pg_stat_replication where state = 'streaming'") == "2" })
-			c.Stop(mode)
-			r := once.wait()
-			lines := strings.Split(strings.TrimSpace(r.stderr), "\n")
-			if r.code != 1 || lines[len(lines)-1] != "pg_receivewal: error: disconnected" || !strings.HasPrefix(r.stderr, "pg_receivewal: error: ") && program.name == "ours" {
-				t.Errorf("%s, %v: %v", program.name, mode, r)
+	for name, mode := range map[string]syscall.Signal{"shutdown": pg.Fast, "crash": pg.Immediate} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := pg.New(t, pg.Options{SegmentSizeMB: 1})
+			p := newPair(t, c)
+			for _, program := range p.programs {
+				once := program.start(t, nil, append([]string{"-D", t.TempDir(), "-n"}, c.ConnArgs()...)...)
+				again := program.start(t, nil, append([]string{"-D", p.dirs[program.name]}, c.ConnArgs()...)...)
+				c.WaitFor("both to stream", func() bool { return c.SQL("select count(*) from pg_stat_replication where state = 'streaming'") == "2" })
+				c.Stop(mode)
+				r := once.wait()
+				lines := strings.Split(strings.TrimSpace(r.stderr), "\n")
+				if r.code != 1 || len(lines) < 2 || lines[len(lines)-1] != "pg_receivewal: error: disconnected" || !strings.Contains(r.stderr, "pg_receivewal: error: ") {
+					t.Errorf("%s: %v", program.name, r)
+				}
+				again.waitStderr("pg_receivewal: disconnected; waiting 5 seconds to try again\n")
+				began := time.Now()
+				c.WaitFor("a second try", func() bool { return strings.Count(again.stderr.String(), "waiting 5 seconds") == 2 })
+				if took := time.Since(began); took < 4*time.Second {
+					t.Errorf("%s waited %v, not 5 seconds", program.name, took)
+				}
+				c.Start()
+				c.WaitStreaming("pg_receivewal")
+				complete, _ := c.SwitchWAL()
+				c.WaitFor(complete, func() bool {
+					_, err := os.Stat(filepath.Join(p.dirs[program.name], complete))
+					return err == nil
+				})
+				again.signal(syscall.SIGINT)
+				if r := again.wait(); r.code != 0 {
+					t.Errorf("%s: %v", program.name, r)
+				}
+				c.WaitGone("pg_receivewal")
 			}
-			again.waitStderr("pg_receivewal: disconnected; waiting 5 seconds to try again\n")
-			began := time.Now()
-			c.WaitFor("a second try", func() bool { return strings.Count(again.stderr.String(), "waiting 5 seconds") == 2 })
-			if took := time.Since(began); took < 4*time.Second {
-				t.Errorf("%s waited %v, not 5 seconds", program.name, took)
-			}
-			c.Start()
-			c.WaitStreaming("pg_receivewal")
-			c.SwitchWAL()
-			end := c.Tick()
-			again.signal(syscall.SIGTERM)
-			if r := again.wait(); r.code != 0 {
-				t.Errorf("%s, %v: %v", program.name, mode, r)
-			}
-			_ = end
-			c.WaitGone("pg_receivewal")
-		}
-		c.CompareWithServer(p.dirs["ours"])
-		c.CheckNoHole(p.dirs["ours"])
+			c.CompareWithServer(p.dirs["ours"])
+			c.CheckNoHole(p.dirs["ours"])
+		})
 	}
 }
 
 // A signal ends the wait between two tries at once. Where the first connection fails there is no second try.
 func TestConnectionRefused(t *testing.T) {
+	t.Parallel()
 	c := pg.New(t, pg.Options{SegmentSizeMB: 1})
 	waiting := ours(t).start(t, nil, append([]string{"-D", t.TempDir(), "-v"}, c.ConnArgs()...)...)
 	c.WaitStreaming("pg_receivewal")
@@ -427,6 +442,7 @@ func TestConnectionRefused(t *testing.T) {
 
 // -s sets how often the server hears from us.
 func TestStatusInterval(t *testing.T) {
+	t.Parallel()
 	c := pg.New(t, pg.Options{SegmentSizeMB: 1, Conf: []string{"wal_sender_timeout = 0"}})
 	for _, program := range both(t) {
 		for interval, wanted := range map[string]bool{"1": true, "0": false} {
@@ -470,8 +486,9 @@ func TestEmbed(t *testing.T) {
 	c.Generate(5)
 	p.Succeed()
 	contains(t, p.Output(), "is complete and safe on disk", "the server is at 0/")
-	if f := pg.List(t, dir); len(f.Complete) != 3 {
-		t.Errorf("%+v, want 3 complete segments", f)
+	// What has arrived before the stop is completed too.
+	if f := pg.List(t, dir); len(f.Complete) < 3 || len(f.Complete) != strings.Count(p.Output(), "is complete") {
+		t.Errorf("%+v, want 3 complete segments or more", f)
 	}
 	c.CompareWithServer(dir)
 }

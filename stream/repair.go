@@ -1,0 +1,105 @@
+package stream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+
+	"libreceivewal/segment"
+)
+
+// RepairMode says what to do about holes: segments that are missing between complete ones.
+type RepairMode int
+
+// The modes of repair.
+const (
+	RepairGoOn RepairMode = iota // fetch them from the server before streaming; go on without those that it no longer has
+	RepairStop                   // the same, but end with ErrGap if there are some that it no longer has
+	RepairOff                    // only report them
+)
+
+// Hole is a problem of the directory that was found at the start, and what became of it.
+type Hole struct {
+	segment.Problem
+	State HoleState
+}
+
+// HoleState is what became of a Hole.
+type HoleState int
+
+// The states of a Hole. Each is told of once as HoleFound; missing segments, unless repair is off, once more.
+const (
+	HoleFound    HoleState = iota
+	HoleRepaired           // the segments were fetched from the server
+	HoleLost               // the server no longer has them
+)
+
+// repair looks for holes in the directory and fetches what is missing from the server, oldest first.
+func (r *receiver) repair(ctx context.Context) error {
+	report, err := r.dir.Check(segment.CheckOptions{Size: r.sys.SegmentSize})
+	if err != nil {
+		return err
+	}
+	for _, p := range report.Problems {
+		r.tellHole(Hole{p, HoleFound})
+	}
+	if err := r.stopped(ctx); err != nil {
+		return err
+	}
+	for _, p := range report.Problems {
+		if p.Kind != segment.Missing || r.o.Repair == RepairOff {
+			continue
+		}
+		err := r.fetch(ctx, p)
+		switch {
+		case err == nil:
+			r.tellHole(Hole{p, HoleRepaired})
+		case errors.Is(err, ErrWALRemoved), errors.Is(err, ErrTimeline):
+			r.tellHole(Hole{p, HoleLost})
+			if r.o.Repair == RepairStop {
+				return fail(segment.ErrGap, "%s, and the server no longer has them: %w", p.Text, err)
+			}
+		default:
+			return err
+		}
+		if err := r.stopped(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// fetch receives missing segments. It does not use the slot: that keeps what comes next, and must not go back.
+func (r *receiver) fetch(ctx context.Context, p segment.Problem) error {
+	f := &receiver{s: r.s, o: r.o, dir: r.dir, sys: r.sys, filling: true}
+	f.o.Slot, f.o.Synchronous, f.o.FlushInterval = "", false, 0
+	f.o.EndLSN = p.EndLSN - 1
+	f.o.Events.SegmentOpened, f.o.Events.TimelineSwitched = nil, nil
+	f.timeline, f.start = p.Timeline, p.LSN
+	r.debugf("fetching missing segments from %s to %s (timeline %d)", p.LSN, p.EndLSN, p.Timeline)
+	if err := f.prepareTimeline(ctx); err != nil {
+		return err
+	}
+	next, err := f.receiveTimeline(ctx)
+	r.stopOn(f.stop)
+	if err == nil && next != nil {
+		err = fail(ErrTimeline, "timeline %d ended on the server at %s", p.Timeline, next.begin)
+	}
+	return err
+}
+
+// tellHole tells the caller of a hole.
+func (r *receiver) tellHole(h Hole) {
+	level, text := slog.LevelWarn, h.Text
+	switch h.State {
+	case HoleRepaired:
+		level, text = slog.LevelInfo, fmt.Sprintf("fetched what was missing from %s to %s (timeline %d)", h.LSN, h.EndLSN, h.Timeline)
+	case HoleLost:
+		text = fmt.Sprintf("%s, and the server no longer has it: a recovery that needs the WAL from %s to %s fails", h.Text, h.LSN, h.EndLSN)
+	}
+	r.o.Events.log(level, text)
+	if e := r.o.Events.Hole; e != nil {
+		r.stopOn(e(h))
+	}
+}

@@ -1,0 +1,203 @@
+/*
+ * client.c: a host with libpq and a real server, driven by the Go tests. It receives, and says on standard output, one line each,
+ * what it sees:
+ *
+ *     client CONNINFO DIRECTORY [NAME=VALUE...]
+ *
+ *     loop=epoll     in the background, with an event loop; loop=wait: with receivewal_wait; else it blocks
+ *     io=no          lends only the descriptor, even if the connection is encrypted
+ *     reconnect=N    gives new connections, and gives up at the N-th question; reconnect=wrong: gives one that cannot be used first
+ *     conninfo2=...  the connection string of the second and later connections
+ *     slot=, end=, timeout=, synchronous=
+ *
+ * SIGINT ends the receive. What follows a clean end is a command of the host's own on the connection.
+ */
+#include <libpq-fe.h>
+#include <receivewal_openssl.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <sys/epoll.h>
+
+#include "check.h"
+
+static const char *conninfo, *conninfo2;
+static PGconn *conn;
+static _Atomic(receivewal *) handle;
+static int give_up_at;
+static bool wrong_first, with_io = true;
+
+static void on_signal(int signo)
+{
+    receivewal *rw = atomic_load(&handle);
+
+    (void)signo;
+    if (rw != NULL)
+        receivewal_stop(rw);
+}
+
+static void say(const char *what, const char *text)
+{
+    printf("%s %s\n", what, text);
+    fflush(stdout);
+}
+
+static bool connect_to(const char *string)
+{
+    const char *keywords[] = { "dbname", "replication", "fallback_application_name", NULL };
+    const char *values[] = { string, "true", "client", NULL };
+
+    conn = PQconnectdbParams(keywords, values, 1);
+    if (PQstatus(conn) == CONNECTION_OK)
+        return true;
+    say("unreachable", PQerrorMessage(conn));
+    PQfinish(conn);
+    conn = NULL;
+    return false;
+}
+
+static void lend(receivewal_connection *c, receivewal_io *io)
+{
+    c->fd = PQsocket(conn);
+    c->server_version = PQserverVersion(conn);
+    if (PQsslInUse(conn))
+    {
+        printf("encrypted %s %s\n", PQsslAttribute(conn, "protocol"), PQsslAttribute(conn, "cipher"));
+        if (with_io)
+        {
+            *io = receivewal_openssl_io(PQsslStruct(conn, "OpenSSL"));
+            c->io = io;
+        }
+    }
+}
+
+static void on_log(void *ctx, receivewal_log_level level, const char *text)
+{
+    (void)ctx;
+    say(level >= RECEIVEWAL_LOG_WARNING ? "warning" : "log", text);
+}
+
+static int on_completed(void *ctx, const receivewal_segment *segment)
+{
+    (void)ctx;
+    say("completed", segment->name);
+    return 0;
+}
+
+static int on_reconnect(void *ctx, const receivewal_reconnection *why, receivewal_connection *c)
+{
+    static receivewal_io io;
+
+    (void)ctx;
+    printf("asked %d %d [%s] %s\n", why->attempt, (int)why->status, why->sqlstate, why->errmsg);
+    fflush(stdout);
+    PQfinish(conn);
+    conn = NULL;
+    if (give_up_at > 0 && why->attempt >= give_up_at)
+        return 1;
+    if (wrong_first)
+    {
+        wrong_first = false;
+        c->fd = open("/dev/null", O_RDWR);
+        return 0;
+    }
+    if (!connect_to(conninfo2))
+        return 0; /* c->fd is -1: later */
+    lend(c, &io);
+    return 0;
+}
+
+static receivewal_status in_an_event_loop(receivewal *rw)
+{
+    struct epoll_event event = { .events = EPOLLIN };
+    int loop = epoll_create1(EPOLL_CLOEXEC);
+    receivewal_status status = RECEIVEWAL_PENDING;
+
+    REQUIRE(epoll_ctl(loop, EPOLL_CTL_ADD, receivewal_event_fd(rw), &event) == 0);
+    while (status == RECEIVEWAL_PENDING)
+        if (epoll_wait(loop, &event, 1, -1) == 1)
+            status = receivewal_dispatch(rw);
+    close(loop);
+    return status;
+}
+
+int main(int argc, char **argv)
+{
+    receivewal_connection connection = RECEIVEWAL_CONNECTION_INIT;
+    receivewal_progress progress = RECEIVEWAL_PROGRESS_INIT;
+    receivewal_options o = RECEIVEWAL_OPTIONS_INIT;
+    struct sigaction action = { .sa_handler = on_signal };
+    const char *loop = "block";
+    receivewal_status status;
+    receivewal_io io;
+    receivewal *rw;
+    PGresult *result;
+
+    REQUIRE(argc >= 3);
+    conninfo = conninfo2 = argv[1];
+    o.directory = argv[2];
+    o.events.log = on_log;
+    o.events.segment_completed = on_completed;
+    for (int i = 3; i < argc; i++)
+    {
+        char *value = strchr(argv[i], '=');
+
+        REQUIRE(value != NULL);
+        *value++ = '\0';
+        if (strcmp(argv[i], "loop") == 0)
+            loop = value;
+        else if (strcmp(argv[i], "io") == 0)
+            with_io = false;
+        else if (strcmp(argv[i], "reconnect") == 0)
+        {
+            o.events.reconnect = on_reconnect;
+            give_up_at = atoi(value);
+            wrong_first = strcmp(value, "wrong") == 0;
+        }
+        else if (strcmp(argv[i], "conninfo2") == 0)
+            conninfo2 = value;
+        else if (strcmp(argv[i], "slot") == 0)
+            o.slot = value;
+        else if (strcmp(argv[i], "end") == 0)
+            REQUIRE(receivewal_lsn_parse(value, &o.end_lsn) == RECEIVEWAL_OK);
+        else if (strcmp(argv[i], "timeout") == 0)
+            o.receive_timeout = atoi(value);
+        else if (strcmp(argv[i], "synchronous") == 0)
+            o.synchronous = 1;
+        else
+            REQUIRE(!"a known option");
+    }
+    sigaction(SIGINT, &action, NULL);
+    if (!connect_to(conninfo))
+        return 1;
+    lend(&connection, &io);
+    if (receivewal_attach(&connection, &rw) != RECEIVEWAL_OK)
+    {
+        say("refused", receivewal_errmsg(NULL));
+        return 1;
+    }
+    atomic_store(&handle, rw);
+    say("attached", "");
+    if (strcmp(loop, "block") == 0)
+        status = receivewal_receive(rw, &o);
+    else
+    {
+        status = receivewal_start(rw, &o);
+        if (status == RECEIVEWAL_OK)
+            status = strcmp(loop, "epoll") == 0 ? in_an_event_loop(rw) : receivewal_wait(rw, -1);
+    }
+    atomic_store(&handle, NULL);
+    printf("status %d %s\n", (int)status, receivewal_errmsg(rw));
+    receivewal_get_progress(rw, &progress);
+    printf("bytes %llu reconnects %llu\n", (unsigned long long)progress.bytes, (unsigned long long)progress.reconnects);
+    printf("usable %d\n", receivewal_connection_usable(rw));
+    REQUIRE(receivewal_detach(rw) == RECEIVEWAL_OK);
+    fflush(stdout);
+    if (conn != NULL)
+    {
+        result = PQexec(conn, "IDENTIFY_SYSTEM");
+        say("sql", PQresultStatus(result) == PGRES_TUPLES_OK ? PQgetvalue(result, 0, 0) : PQerrorMessage(conn));
+        PQclear(result);
+        PQfinish(conn);
+    }
+    return status == RECEIVEWAL_OK || status == RECEIVEWAL_ERR_STOPPED ? 0 : 10 + (int)status;
+}
