@@ -19,8 +19,12 @@ type lent struct {
 
 func (l *lent) dial() (net.Conn, *relayed, error) {
 	conn, err := stream.DialFD(l.fd)
-	if err != nil || !l.relayed {
-		return conn, nil, err
+	if err != nil {
+		return nil, nil, err
+	}
+	conn = hold(conn)
+	if !l.relayed {
+		return conn, nil, nil
 	}
 	r := &relayed{Conn: conn}
 	return r, r, nil

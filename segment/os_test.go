@@ -258,6 +258,18 @@ func TestWithoutTmpfile(t *testing.T) {
 	if err := f.Close(); err != nil {
 		t.Error(err)
 	}
+	notOurs := filepath.Join(path, hiddenFolder, "folder")
+	if err := os.Mkdir(notOurs, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Close(); err != nil {
+		t.Error(err)
+	}
+	d = open(t, path)
+	d.dir.(*osDir).noTmpfile = true
+	if err := os.Remove(notOurs); err != nil {
+		t.Error(err)
+	}
 	if f, err = d.dir.Create(0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -320,6 +332,21 @@ func TestNamesAndStat(t *testing.T) {
 	}
 	if _, _, err := d.dir.Stat("broken"); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("broken link: %v", err)
+	}
+}
+
+// Where the file system knows no fsync of directories, there is nothing to be had, and PostgreSQL goes on, too.
+func TestNoSyncOfDirectories(t *testing.T) {
+	dir, err := OS.OpenDir("/proc")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	if err := unix.Fsync(dir.(*osDir).fd()); !errors.Is(err, unix.EINVAL) {
+		t.Fatalf("fsync of /proc: %v, want EINVAL", err)
+	}
+	if err := dir.Sync(); err != nil {
+		t.Error(err)
 	}
 }
 

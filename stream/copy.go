@@ -38,6 +38,7 @@ type copyStream struct {
 	c *wire
 	w *segment.Writer
 
+	guard   *guard
 	payload int         // bytes of the current WAL message's data that are still to come
 	next    segment.LSN // where they begin
 
@@ -95,6 +96,7 @@ func newCopyStream(r *receiver) *copyStream {
 			c.s.wake()
 		},
 	})
+	c.guard = newGuard(func() error { return c.sendStatus(false) })
 	c.lastStatus = time.Now()
 	c.lastHeard = c.lastStatus
 	return c
@@ -204,7 +206,9 @@ func (c *copyStream) consume() (ending, error) {
 
 // store writes a piece of WAL data.
 func (c *copyStream) store(data []byte) (ending, error) {
+	c.guard.enter()
 	n, err := c.w.Append(c.next, data)
+	c.guard.leave()
 	if c.waitsForDisk(err) && c.w.Err() == nil {
 		c.full = time.Now()
 		c.diskFull(err)

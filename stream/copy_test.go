@@ -339,6 +339,31 @@ func TestReplyBeforeASlowFlush(t *testing.T) {
 	})
 }
 
+// A write that hangs doesn't keep the server from hearing of us.
+func TestStatusWhileAWriteHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMemory()
+		m.hook = func(op, _ string) error {
+			if op == "write" {
+				time.Sleep(1200 * time.Millisecond)
+			}
+			return nil
+		}
+		p := newPlay(t, oneTimeline(0x300080)).with(m)
+		p.begin(Options{Slot: "s", StartLSN: 0x300000, StatusInterval: -1}, 0x300000)
+		asked := time.Now()
+		p.wal(0x300000, 100)
+		for i := range 2 {
+			if m := p.expect("status 0/300000 0/300000"); m.at.Sub(asked) != time.Duration(i+1)*blindInterval {
+				t.Errorf("the server heard of us after %s", m.at.Sub(asked))
+			}
+		}
+		time.Sleep(time.Minute)
+		p.quiet()
+		p.finish(0x300064, 0x300064)
+	})
+}
+
 // Any number of requests that are read together has one reply.
 func TestKeepaliveStorm(t *testing.T) {
 	for _, slot := range []string{"", "s"} {

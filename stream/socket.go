@@ -63,6 +63,9 @@ type socket struct {
 	tryRead, tryWrite func(fd uintptr) bool // made once: a closure per call would be garbage
 }
 
+// SyscallConn gives access to the descriptor (syscall.Conn).
+func (s *socket) SyscallConn() (syscall.RawConn, error) { return s.raw, nil }
+
 // Read may be used by one goroutine at a time.
 func (s *socket) Read(b []byte) (int, error) {
 	s.in = b

@@ -218,7 +218,7 @@ func (p *play) status(b []byte) string {
 		p.t.Errorf("status with the flushed position %s: without a slot it must be 0", flushed)
 	case reports && !p.onDisk:
 		want := func(lsn segment.LSN, n int) []byte { return p.c.wal(p.streaming, lsn, n) }
-		if err := p.dir.holds(p.streaming, p.from, flushed, want); err != nil {
+		if err := p.dir.holds(p.streaming, p.from, flushed, testSize, want); err != nil {
 			p.t.Errorf("status with flushed %s: %v", flushed, err)
 		}
 	}

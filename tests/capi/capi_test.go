@@ -130,7 +130,7 @@ func hashOf(t *testing.T, libraries string) string {
 // status 0, and print nothing to stderr: nor must the libraries.
 func runHost(t *testing.T, program, libraries string, env []string, args ...string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, program, args...)
 	cmd.Dir = t.TempDir()
@@ -191,7 +191,7 @@ func TestExports(t *testing.T) {
 	if len(declared) < 20 {
 		t.Fatalf("found only %q in the header", declared)
 	}
-	core := []string{"alive", "begin", "cancel", "close", "lost", "open", "progress", "reconnect", "take", "usable", "version"}
+	core := []string{"alive", "begin", "cancel", "close", "lost", "open", "progress", "reconnect", "share", "take", "usable", "version"}
 	for i := range core {
 		core[i] = "receivewal_core_" + core[i]
 	}

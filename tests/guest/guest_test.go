@@ -1,0 +1,199 @@
+// Package guest_test puts the library into hosts of every kind and has them receive from real servers. The hosts are
+// the C programs in tests/hosts that include postgres.h; each line "ok NAME" or "FAIL NAME: why" that one prints is a check.
+//
+// RECEIVEWAL_LONG=1 makes the tests as long as their rules say: a thousand streams, ten thousand rounds.
+package guest_test
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"libreceivewal/tests/pg"
+)
+
+var root = must(pg.Root())
+
+func must[T any](v T, err error) T {
+	if err != nil {
+		panic(err)
+	}
+	return v
+}
+
+func long() bool { return os.Getenv("RECEIVEWAL_LONG") != "" }
+
+// lib is the folder with the libraries under test.
+func lib(t *testing.T) string {
+	t.Helper()
+	folder := os.Getenv("RECEIVEWAL_LIB")
+	if folder == "" {
+		folder = filepath.Join(root, "build/lib")
+	}
+	for _, name := range []string{"libreceivewal.so.1", "libreceivewal-core.so.1", "libreceivewal.so"} {
+		if _, err := os.Stat(filepath.Join(folder, name)); err != nil {
+			t.Fatalf("%v: build the libraries first, or set RECEIVEWAL_LIB to their folder", err)
+		}
+	}
+	return folder
+}
+
+func command(t *testing.T, name string, args ...string) string {
+	t.Helper()
+	cmd := exec.Command(name, args...)
+	cmd.Dir = root
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
+	}
+	return string(out)
+}
+
+func compiler() string {
+	if cc := os.Getenv("CC"); cc != "" {
+		return cc
+	}
+	return "cc"
+}
+
+var cFlags = []string{"-std=c11", "-O1", "-g", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror", "-pthread", "-Iinclude"}
+
+// compile makes a program of tests/hosts/NAME.c, linked with libpq and the loader in a folder.
+func compile(t *testing.T, name, libraries string, flags ...string) string {
+	t.Helper()
+	program := filepath.Join(t.TempDir(), name)
+	command(t, compiler(), slices.Concat(cFlags, flags, []string{"-I" + strings.TrimSpace(command(t, "pg_config", "--includedir")),
+		"-o", program, filepath.Join("tests/hosts", name+".c"), "-L" + libraries, "-lreceivewal", "-lpq", "-ldl"})...)
+	return program
+}
+
+// A host is a running host program.
+type host struct {
+	t              *testing.T
+	name           string
+	cmd            *exec.Cmd
+	stdout, stderr bytes.Buffer
+	exited         chan struct{}
+	err            error
+}
+
+// start starts a compiled host. Neither it nor the libraries may print to stderr.
+func start(t *testing.T, libraries, program string, args ...string) *host {
+	t.Helper()
+	return startWith(t, libraries, nil, nil, program, args...)
+}
+
+// startWith starts a host below a wrapper, such as valgrind, and with more environment.
+func startWith(t *testing.T, libraries string, env, wrapper []string, program string, args ...string) *host {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
+	words := slices.Concat(wrapper, []string{program}, args)
+	h := &host{t: t, name: filepath.Base(program), cmd: exec.CommandContext(ctx, words[0], words[1:]...), exited: make(chan struct{})}
+	h.cmd.Dir = t.TempDir()
+	h.cmd.WaitDelay = 5 * time.Second // should a child of the host have stayed
+	h.cmd.Env = append(append(os.Environ(), "LD_LIBRARY_PATH="+libraries), env...)
+	h.cmd.Stdout, h.cmd.Stderr = &h.stdout, &h.stderr
+	if err := h.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() { h.err = h.cmd.Wait(); close(h.exited) }()
+	t.Cleanup(func() { cancel(); <-h.exited })
+	return h
+}
+
+func (h *host) running() bool {
+	select {
+	case <-h.exited:
+		return false
+	default:
+		return true
+	}
+}
+
+// finish waits for the host's end and makes a subtest of each of its checks. It must end by itself, with status 0.
+func (h *host) finish() {
+	h.t.Helper()
+	<-h.exited
+	checks := 0
+	seen := map[string]bool{}
+	for line := range strings.Lines(h.stdout.String()) {
+		line = strings.TrimSuffix(line, "\n")
+		if name, ok := strings.CutPrefix(line, "ok "); ok {
+			checks++
+			if !seen[name] {
+				seen[name] = true
+				h.t.Run(name, func(*testing.T) {})
+			}
+		} else if rest, ok := strings.CutPrefix(line, "FAIL "); ok {
+			name, why, _ := strings.Cut(rest, ": ")
+			h.t.Run(name, func(t *testing.T) { t.Error(why) })
+		} else {
+			h.t.Log(line)
+		}
+	}
+	if h.err != nil {
+		h.t.Errorf("%s: %v", h.name, h.err)
+	}
+	if checks == 0 {
+		h.t.Errorf("%s checked nothing", h.name)
+	}
+	if h.stderr.Len() > 0 {
+		h.t.Errorf("%s printed to stderr:\n%s", h.name, h.stderr.String())
+	}
+}
+
+// flow makes WAL, one MiB after the other, until the server is beyond end and the host has ended.
+func (h *host) flow(c *pg.Cluster, end pg.LSN, pause time.Duration) {
+	h.t.Helper()
+	for c.CurrentLSN() <= end {
+		c.Generate(1)
+		time.Sleep(pause)
+	}
+	for h.running() {
+		c.Tick()
+		time.Sleep(100 * time.Millisecond)
+	}
+	h.finish()
+}
+
+// ahead is the position n MiB after the server's own.
+func ahead(c *pg.Cluster, n int) pg.LSN { return c.CurrentLSN() + pg.LSN(n)<<20 }
+
+// same compares the numbered directories of a host with the server.
+func same(t *testing.T, c *pg.Cluster, folder string, count int, end pg.LSN) {
+	t.Helper()
+	for i := range count {
+		dir := filepath.Join(folder, fmt.Sprint(i))
+		files := pg.List(t, dir)
+		if len(files.Other) > 0 {
+			t.Errorf("%s: there should not be %q", dir, files.Other)
+		}
+		last := c.SegmentName(c.Timeline(), end)
+		if n := len(files.Complete); n == 0 || files.Complete[n-1]+".partial" != last+".partial" && (len(files.Partial) != 1 ||
+			files.Partial[0] != last+".partial") {
+			t.Errorf("%s: the last files are %q, %q, not %s.partial", dir, files.Complete[max(0, n-1):], files.Partial, last)
+		}
+		c.CompareWithServer(dir)
+		c.CheckNoHole(dir)
+	}
+}
+
+// A parent that never calls, a child per stream, grandchildren, a kill and a replacement.
+func TestFork(t *testing.T) {
+	t.Parallel()
+	libraries := lib(t)
+	c := pg.New(t, pg.Options{SegmentSizeMB: 1})
+	c.SQL("select pg_create_physical_replication_slot('s' || i, true) from generate_series(0, 7) i")
+	folder := t.TempDir()
+	end := ahead(c, 24)
+	h := start(t, libraries, compile(t, "forks", libraries), c.ConnString(), folder, end.String())
+	h.flow(c, end, 150*time.Millisecond)
+	same(t, c, folder, 8, end)
+}
