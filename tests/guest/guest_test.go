@@ -166,23 +166,18 @@ func (h *host) flow(c *pg.Cluster, end pg.LSN, pause time.Duration) {
 // ahead is the position n MiB after the server's own.
 func ahead(c *pg.Cluster, n int) pg.LSN { return c.CurrentLSN() + pg.LSN(n)<<20 }
 
-// same compares the numbered directories of a host with the server.
-func same(t *testing.T, c *pg.Cluster, folder string, count int, end pg.LSN) {
+// same compares a directory with the server: all segments up to the one that holds end, and that one as .partial.
+func same(t *testing.T, c *pg.Cluster, dir string, end pg.LSN) {
 	t.Helper()
-	for i := range count {
-		dir := filepath.Join(folder, fmt.Sprint(i))
-		files := pg.List(t, dir)
-		if len(files.Other) > 0 {
-			t.Errorf("%s: there should not be %q", dir, files.Other)
-		}
-		last := c.SegmentName(c.Timeline(), end)
-		if n := len(files.Complete); n == 0 || files.Complete[n-1]+".partial" != last+".partial" && (len(files.Partial) != 1 ||
-			files.Partial[0] != last+".partial") {
-			t.Errorf("%s: the last files are %q, %q, not %s.partial", dir, files.Complete[max(0, n-1):], files.Partial, last)
-		}
-		c.CompareWithServer(dir)
-		c.CheckNoHole(dir)
+	files := pg.List(t, dir)
+	if len(files.Other) > 0 {
+		t.Errorf("%s: there should not be %q", dir, files.Other)
 	}
+	if partial := c.SegmentName(c.Timeline(), end) + ".partial"; len(files.Partial) != 1 || files.Partial[0] != partial {
+		t.Errorf("%s: %q instead of %s", dir, files.Partial, partial)
+	}
+	c.CompareWithServer(dir)
+	c.CheckNoHole(dir)
 }
 
 // A parent that never calls, a child per stream, grandchildren, a kill and a replacement.
@@ -195,5 +190,30 @@ func TestFork(t *testing.T) {
 	end := ahead(c, 24)
 	h := start(t, libraries, compile(t, "forks", libraries), c.ConnString(), folder, end.String())
 	h.flow(c, end, 150*time.Millisecond)
-	same(t, c, folder, 8, end)
+	for i := range 8 {
+		same(t, c, filepath.Join(folder, fmt.Sprint(i)), end)
+	}
+}
+
+// One thread, an event loop, and many streams.
+func TestEventLoop(t *testing.T) {
+	t.Parallel()
+	libraries := lib(t)
+	streams, servers := 50, 1
+	if long() {
+		streams, servers = 1000, 4
+	}
+	var clusters []*pg.Cluster
+	args := []string{fmt.Sprint(streams), t.TempDir()}
+	for range servers {
+		c := pg.New(t, pg.Options{SegmentSizeMB: 1, Conf: []string{"max_wal_senders = 250", "max_connections = 280"}})
+		clusters = append(clusters, c)
+		args = append(args, c.ConnString())
+	}
+	h := start(t, libraries, compile(t, "loop", libraries), args...)
+	h.finish()
+	for i := range streams {
+		c := clusters[i%servers]
+		same(t, c, filepath.Join(args[1], fmt.Sprint(i)), c.CurrentLSN())
+	}
 }
