@@ -64,13 +64,13 @@ func compiler() string {
 	return "cc"
 }
 
-var cFlags = []string{"-std=c11", "-O1", "-g", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror", "-pthread", "-Iinclude"}
+var cFlags = []string{"-std=c11", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-pthread", "-Iinclude"}
 
 // compile makes a program of tests/hosts/NAME.c, linked with libpq and the loader in a folder.
 func compile(t *testing.T, name, libraries string, flags ...string) string {
 	t.Helper()
 	program := filepath.Join(t.TempDir(), name)
-	command(t, compiler(), slices.Concat(cFlags, flags, []string{"-I" + strings.TrimSpace(command(t, "pg_config", "--includedir")),
+	command(t, compiler(), slices.Concat(cFlags, flags, []string{"-D_GNU_SOURCE", "-I" + strings.TrimSpace(command(t, "pg_config", "--includedir")),
 		"-o", program, filepath.Join("tests/hosts", name+".c"), "-L" + libraries, "-lreceivewal", "-lpq", "-ldl"})...)
 	return program
 }
