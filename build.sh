@@ -117,9 +117,9 @@ build_headers() {
 }
 
 # The loader and the core must have been compiled with the same headers; each call of the core compares this hash. It also makes Go
-# compile anew when they change: its build cache doesn't look at C headers outside the package.
+# compile anew when they, or the version script, change: its build cache doesn't look at them.
 header_hash() {
-    cat include/*.h loader/core.h | sha256sum | cut -c 1-16
+    cat include/*.h loader/core.h capi/core.map | sha256sum | cut -c 1-16
 }
 
 # The library that hosts link: plain C.

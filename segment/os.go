@@ -26,10 +26,11 @@ type osFS struct{ holder Holder }
 
 // OpenDir opens a directory for reading; a relative path means what it meant at this moment.
 func (fsys osFS) OpenDir(path string) (Dir, error) {
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_DIRECTORY, 0)
+	fd, err := openat(unix.AT_FDCWD, path, unix.O_RDONLY|unix.O_DIRECTORY, 0)
 	if err != nil {
 		return nil, err
 	}
+	f := os.NewFile(uintptr(fd), path)
 	fsys.holder.Hold(int(f.Fd()))
 	return &osDir{f: f, holder: fsys.holder}, nil
 }
@@ -95,12 +96,22 @@ func (d *osDir) open(name string, flags int) (*os.File, error) {
 	return os.NewFile(uintptr(fd), name), nil
 }
 
-func (d *osDir) openat(name string, flags int, mode fs.FileMode) (fd int, err error) {
+func (d *osDir) openat(name string, flags int, mode fs.FileMode) (int, error) {
+	return openat(d.fd(), name, flags, mode)
+}
+
+// openat opens a file, but never as one of the standard descriptors: where a host has closed them, what it prints would end up in
+// the WAL.
+func openat(dir int, name string, flags int, mode fs.FileMode) (fd int, err error) {
 	err = retry(func() error {
-		fd, err = unix.Openat(d.fd(), name, flags|unix.O_CLOEXEC, uint32(mode))
+		fd, err = unix.Openat(dir, name, flags|unix.O_CLOEXEC, uint32(mode))
 		return err
 	})
-	return fd, err
+	if err != nil || fd > 2 {
+		return fd, err
+	}
+	defer unix.Close(fd)
+	return unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 3)
 }
 
 func (d *osDir) Open(name string, write bool) (File, error) {

@@ -338,6 +338,7 @@ func (c *copyStream) settle() error {
 	if !c.news.Swap(false) {
 		return nil
 	}
+	c.publish(c.state()) // what the callbacks look at must not be older than what they are told
 	for _, e := range c.w.Events() {
 		c.tell(e)
 	}
