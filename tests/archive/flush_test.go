@@ -13,7 +13,7 @@ import (
 // stream, and when it goes idle after a burst. Without the interval it stays unflushed.
 func TestFlushInterval(t *testing.T) {
 	t.Parallel()
-	c := pg.New(t, pg.Options{SegmentSizeMB: 16})
+	c := pg.New(t, pg.Options{SegmentSizeMB: 4})
 	for _, name := range []string{"bounded", "unbounded"} {
 		c.SQL("select pg_create_physical_replication_slot('" + name + "', true)")
 	}

@@ -14,7 +14,8 @@ import (
 )
 
 // Where the server no longer has the WAL that is needed, the error is one of its own and says what was wanted, what the slot still
-// has, and what to do. The directory stays as it was. Servers differ in when they notice: see slotError.
+// has (from version 15 on it can be asked), and what to do. The directory stays as it was. Since 18 the server refuses a slot that has
+// lost its WAL; before, it shows in the stream.
 func TestWALRemoved(t *testing.T) {
 	for _, version := range []int{13, 15, 18} {
 		for _, slot := range []string{"", "kept", "lost"} {
@@ -27,8 +28,7 @@ func TestWALRemoved(t *testing.T) {
 }
 
 func testRemoved(t *testing.T, version int, slot string) {
-	c := pg.New(t, pg.Options{Version: version, SegmentSizeMB: 1, Conf: []string{"wal_keep_size = 0", "min_wal_size = '2MB'",
-		"max_wal_size = '2MB'", "max_slot_wal_keep_size = '3MB'"}})
+	c := pg.New(t, pg.Options{Version: version, SegmentSizeMB: 1})
 	r := ours(t)
 	if slot == "lost" {
 		c.SQL("select pg_create_physical_replication_slot('lost', true)")
@@ -40,6 +40,7 @@ func testRemoved(t *testing.T, version int, slot string) {
 	wanted := strings.TrimSuffix(pg.List(t, r.dir).Partial[0], ".partial")
 
 	// The server removes that segment.
+	c.Configure("wal_keep_size = 0", "min_wal_size = '2MB'", "max_wal_size = '2MB'", "max_slot_wal_keep_size = '3MB'")
 	for range 4 {
 		c.Generate(2)
 		c.SwitchWAL()
@@ -85,7 +86,7 @@ func testRemoved(t *testing.T, version int, slot string) {
 	if slot == "kept" && version >= 15 && !strings.Contains(err.Error(), "keeps WAL from "+kept.String()) {
 		t.Errorf("the error does not say that the slot keeps WAL from %s on", kept)
 	}
-	if slot == "lost" && !strings.Contains(err.Error(), `slot "lost"`) {
+	if slot == "lost" && version >= 15 && !strings.Contains(err.Error(), `slot "lost"`) {
 		t.Error("the error does not say that the slot has lost its WAL")
 	}
 
