@@ -378,9 +378,12 @@ func (p *play) tidy() {
 	}
 }
 
-// usable runs a command on the connection, which must be idle.
+// usable runs a command on the connection, which must be idle, after every timer of what was before.
 func (p *play) usable() {
 	p.t.Helper()
+	if p.bubble {
+		time.Sleep(time.Hour)
+	}
 	if !p.s.Usable() {
 		p.t.Fatal("the connection is not usable")
 	}
