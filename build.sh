@@ -15,6 +15,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 
 CC=${CC:-gcc}
 version=$(sed -n 's/^#define RECEIVEWAL_VERSION "\(.*\)"$/\1/p' include/receivewal.h) # the one place that has it
+overlay_go=go1.26.8 # a Go release that capi/runtime-overlay.sh fits
 pg_bin=/usr/lib/postgresql/15/bin
 staticcheck=honnef.co/go/tools/cmd/staticcheck@v0.8.2
 export GOFLAGS="${GOFLAGS:-} -buildvcs=false" # a clone may belong to somebody else
@@ -30,6 +31,7 @@ die() {
 needed_to_build=(
     gcc:gcc
     /usr/include/stdio.h:libc6-dev
+    /etc/ssl/certs/ca-certificates.crt:ca-certificates
     pg_config:libpq-dev
     /usr/include/openssl/ssl.h:libssl-dev
 )
@@ -134,7 +136,11 @@ build_loader() {
 build_core() {
     local overlay
     mkdir -p build/lib
-    overlay=$(capi/runtime-overlay.sh build/overlay)
+    # A Go whose runtime is not as the overlay expects: then the release that it was written for, which go fetches.
+    if ! overlay=$(capi/runtime-overlay.sh build/overlay); then
+        export GOTOOLCHAIN=$overlay_go
+        overlay=$(capi/runtime-overlay.sh build/overlay)
+    fi
     CGO_ENABLED=1 CC=$CC CGO_CFLAGS="-O2 -g -DHEADER_HASH=$(header_hash)" \
         go build -buildmode=c-shared -trimpath -overlay "$overlay" \
         -ldflags "-X runtime.godebugDefault=asyncpreemptoff=1 -extldflags '-Wl,-soname,libreceivewal-core.so.1 -Wl,--version-script=$PWD/capi/core.map'" \

@@ -37,7 +37,7 @@ func findStart(directory string, size segment.Size) operation {
 // check looks through a directory; problems are events.
 func check(directory string, options segment.CheckOptions) operation {
 	return func(_ context.Context, s *session) (any, error) {
-		report, err := segment.CheckDirectory(segment.OS, directory, options)
+		report, err := segment.CheckDirectory(files, directory, options)
 		for _, p := range report.Problems {
 			s.queue.add(stream.Hole{Problem: p})
 		}

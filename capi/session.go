@@ -57,6 +57,7 @@ func openSession(l *lent, eventFD, stopFD int) (*session, error) {
 		return nil, err
 	}
 	if l != nil {
+		l.options.FS = files
 		s.stream = stream.NewSession(s.conn, l.options)
 	}
 	alive.Add(1)
@@ -70,6 +71,7 @@ func (s *session) openFiles(l *lent, stopFD int) (err error) {
 		if s.stopFD, err = unix.FcntlInt(uintptr(stopFD), unix.F_DUPFD_CLOEXEC, 3); err != nil {
 			return fmt.Errorf("could not duplicate descriptor %d: %w", stopFD, err)
 		}
+		held{}.Hold(s.stopFD)
 		s.stopFile = os.NewFile(uintptr(s.stopFD), "stop")
 	}
 	if l != nil {
@@ -83,6 +85,7 @@ func (s *session) closeFiles() {
 		s.conn.Close()
 	}
 	if s.stopFile != nil {
+		held{}.Release(s.stopFD)
 		s.stopFile.Close()
 	}
 }

@@ -161,8 +161,7 @@ static receivewal_status open_slot(rw_slot *slot, const rw_connection *lent)
         rw_thread_error(NULL, status, "%s", problem);
         rw_pump_close(&slot->pump);
     }
-    if (slot->stop_fd >= 0)
-        close(slot->stop_fd);
+    rw_close(slot->stop_fd);
     return status;
 }
 
@@ -206,7 +205,7 @@ receivewal_status receivewal_detach(receivewal *rw)
     rw_slot_retire(slot);
     rw_core_close(slot->pump.core_id);
     rw_pump_close(&slot->pump);
-    close(slot->stop_fd);
+    rw_close(slot->stop_fd);
     rw_texts_clear(&slot->texts);
     rw_slot_free(slot);
     return RECEIVEWAL_OK;

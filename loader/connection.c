@@ -98,7 +98,7 @@ receivewal_status rw_connection_lend(const rw_connection *lent, rw_pump *p, int 
     else
         status = rw_core_reconnect(p->core_id, RW_CORE_CONNECTED, fd, c, &text);
     if (relay != NULL)
-        close(fd); /* the core has its own */
+        rw_close(fd); /* the core has its own */
     if (status != RECEIVEWAL_OK)
     {
         snprintf(problem, RW_PROBLEM_MAX, "%s", text == NULL ? receivewal_strerror(status) : text);

@@ -37,8 +37,10 @@ static rw_core core;
 
 static void in_forked_child(void)
 {
-    if (atomic_load(&touched))
-        atomic_store(&forked, true);
+    if (!atomic_load(&touched))
+        return;
+    atomic_store(&forked, true);
+    rw_close_copies();
 }
 
 /* When the library is loaded: the host may chdir later, and fork before its first call. */
@@ -292,7 +294,7 @@ static bool resolve_all(void *library)
            resolve(library, "receivewal_core_take", &core.take) && resolve(library, "receivewal_core_cancel", &core.cancel) &&
            resolve(library, "receivewal_core_reconnect", &core.reconnect) && resolve(library, "receivewal_core_lost", &core.lost) &&
            resolve(library, "receivewal_core_progress", &core.progress) && resolve(library, "receivewal_core_usable", &core.usable) &&
-           resolve(library, "receivewal_core_close", &core.close);
+           resolve(library, "receivewal_core_close", &core.close) && resolve(library, "receivewal_core_share", &core.share);
 }
 
 static const char *dl_error(void)
@@ -329,6 +331,7 @@ static receivewal_status check_core(void *library, const char *path)
                                path, version == NULL ? "(none)" : version, library_path, RW_CORE_HANDSHAKE);
     if (!resolve_all(library))
         return rw_thread_error(NULL, RECEIVEWAL_ERR_CORE, "%s lacks a function: %s", path, dl_error());
+    core.share(rw_descriptors, RW_DESCRIPTOR_WORDS);
     return RECEIVEWAL_OK;
 }
 

@@ -142,6 +142,10 @@ typedef struct rw_core
 
     /* Ends the session, after its last request's DONE was taken; its goroutines and descriptors are gone on return. */
     receivewal_status (*close)(uint64_t id);
+
+    /* Before any of the above: where the core marks each descriptor that it has open, one bit for each number (descriptors.c).
+     * Plain C, as version is. */
+    void (*share)(_Atomic uint64_t *descriptors, size_t words);
 } rw_core;
 
 /*

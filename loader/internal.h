@@ -110,7 +110,8 @@ void rw_event_free(rw_core_event *event);
  * its messages there. -1 stays -1, with errno. */
 int rw_not_standard(int fd);
 
-/* A descriptor that is readable once something has been written to it. Close-on-exec, non-blocking. -1 and errno on failure. */
+/* A descriptor that is readable once something has been written to it. Close-on-exec, non-blocking, ours (descriptors.c). -1 and
+ * errno on failure. */
 int rw_eventfd(void);
 /* Writes to it. Async-signal-safe. */
 void rw_signal(int event_fd);
@@ -152,6 +153,19 @@ receivewal_status rw_connection_check(const receivewal_connection *theirs, rw_co
 
 /* Gives it to the core: a new session's, or in answer to RW_CORE_RECONNECT. OK; else a sentence. */
 receivewal_status rw_connection_lend(const rw_connection *lent, rw_pump *p, int stop_fd, char problem[RW_PROBLEM_MAX]);
+
+/* ---- descriptors.c: which descriptors are ours ---- */
+
+/* One bit for each descriptor number up to a million. */
+#define RW_DESCRIPTOR_WORDS 16384
+extern _Atomic uint64_t rw_descriptors[RW_DESCRIPTOR_WORDS];
+
+/* Makes the entry of a descriptor that was just opened. Returns it. */
+int rw_own(int fd);
+/* Takes it away and closes the descriptor; not in a forked child, where rw_close_copies has done that. errno stays. */
+void rw_close(int fd);
+/* In a forked child: closes all. Async-signal-safe. */
+void rw_close_copies(void);
 
 /* ---- handles.c: the table of handles ---- */
 

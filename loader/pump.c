@@ -34,7 +34,7 @@ int rw_not_standard(int fd)
 
 int rw_eventfd(void)
 {
-    return rw_not_standard(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+    return rw_own(rw_not_standard(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)));
 }
 
 void rw_signal(int event_fd)
@@ -49,7 +49,7 @@ bool rw_pump_open(rw_pump *p)
 {
     struct epoll_event event = { .events = EPOLLIN, .data.u32 = RW_WATCH_CORE };
 
-    *p = (rw_pump){ .event_fd = rw_eventfd(), .poll_fd = rw_not_standard(epoll_create1(EPOLL_CLOEXEC)) };
+    *p = (rw_pump){ .event_fd = rw_eventfd(), .poll_fd = rw_own(rw_not_standard(epoll_create1(EPOLL_CLOEXEC))) };
     if (p->event_fd >= 0 && p->poll_fd >= 0 && epoll_ctl(p->poll_fd, EPOLL_CTL_ADD, p->event_fd, &event) == 0)
         return true;
     rw_pump_close(p);
@@ -58,15 +58,10 @@ bool rw_pump_open(rw_pump *p)
 
 void rw_pump_close(rw_pump *p)
 {
-    const int error = errno;
-
     rw_relay_free(p->relay, p->poll_fd);
-    if (p->poll_fd >= 0)
-        close(p->poll_fd);
-    if (p->event_fd >= 0)
-        close(p->event_fd);
+    rw_close(p->poll_fd);
+    rw_close(p->event_fd);
     *p = (rw_pump){ .event_fd = -1, .poll_fd = -1 };
-    errno = error;
 }
 
 /* ------------------------------------------------------------------------------------------------- events */

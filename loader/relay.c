@@ -85,12 +85,12 @@ rw_relay *rw_relay_new(const receivewal_connection *connection, int *core_end)
         return NULL;
     r->io = *connection->io;
     r->host_fd = connection->fd;
-    r->wait_fd = fcntl(connection->fd, F_DUPFD_CLOEXEC, 3);
+    r->wait_fd = rw_own(fcntl(connection->fd, F_DUPFD_CLOEXEC, 3));
     if (r->wait_fd >= 0 && fstat(r->wait_fd, &status) == 0 &&
         socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair) == 0)
     {
-        r->pair_fd = rw_not_standard(pair[0]);
-        *core_end = rw_not_standard(pair[1]);
+        r->pair_fd = rw_own(rw_not_standard(pair[0]));
+        *core_end = rw_own(rw_not_standard(pair[1]));
         if (r->pair_fd >= 0 && *core_end >= 0)
         {
             r->device = status.st_dev;
@@ -100,11 +100,9 @@ rw_relay *rw_relay_new(const receivewal_connection *connection, int *core_end)
         pair[0] = r->pair_fd;
         pair[1] = *core_end;
     }
-    for (int i = 0; i < 2; i++)
-        if (pair[i] >= 0)
-            close(pair[i]);
-    if (r->wait_fd >= 0)
-        close(r->wait_fd);
+    rw_close(pair[0]);
+    rw_close(pair[1]);
+    rw_close(r->wait_fd);
     free(r);
     return NULL;
 }
@@ -123,8 +121,8 @@ void rw_relay_free(rw_relay *r, int poll_fd)
         epoll_ctl(poll_fd, EPOLL_CTL_DEL, r->wait_fd, NULL);
     if (r->pair_watched != 0)
         epoll_ctl(poll_fd, EPOLL_CTL_DEL, r->pair_fd, NULL);
-    close(r->wait_fd);
-    close(r->pair_fd);
+    rw_close(r->wait_fd);
+    rw_close(r->pair_fd);
     free(r);
 }
 

@@ -125,8 +125,7 @@ func (r *Report) add(p Problem) { r.Problems = append(r.Problems, p) }
 // checkFile checks one complete segment's file.
 func (d *Directory) checkFile(f file, id ID, o CheckOptions, report *Report) (*Problem, error) {
 	wrong := func(kind ProblemKind, format string, args ...any) *Problem {
-		return &Problem{kind, id.Timeline, id.LSN(o.Size), id.End(o.Size), f.name,
-			fmt.Sprintf("%q ", f.name) + fmt.Sprintf(format, args...)}
+		return &Problem{kind, id.Timeline, id.LSN(o.Size), id.End(o.Size), f.name, fmt.Sprintf(format, args...)}
 	}
 	if f.compression == Unknown {
 		return nil, nil
@@ -143,7 +142,7 @@ func (d *Directory) checkFile(f file, id ID, o CheckOptions, report *Report) (*P
 			return nil, err
 		}
 		if size != int64(o.Size) {
-			return wrong(Damaged, "does not decompress to a segment of %d bytes", o.Size), nil
+			return wrong(Damaged, "compressed segment file %q has incorrect uncompressed size %d, skipping", f.name, size), nil
 		}
 		return nil, nil
 	}
@@ -152,7 +151,7 @@ func (d *Directory) checkFile(f file, id ID, o CheckOptions, report *Report) (*P
 		return nil, failure("stat file", d.full(f.name), err)
 	}
 	if length != int64(o.Size) {
-		return wrong(WrongSize, "has %d bytes instead of %d", length, o.Size), nil
+		return wrong(WrongSize, "segment file %q has incorrect size %d, skipping", f.name, length), nil
 	}
 	if !o.Pages {
 		return nil, nil
@@ -163,19 +162,19 @@ func (d *Directory) checkFile(f file, id ID, o CheckOptions, report *Report) (*P
 	}
 	switch {
 	case !page.isHeader():
-		return wrong(WrongPage, "does not begin with the header of a WAL page"), nil
+		return wrong(WrongPage, "segment file %q does not begin with the header of a WAL page", f.name), nil
 	case page.segmentSize() != o.Size:
-		return wrong(WrongPage, "is of a cluster with segments of %d bytes", page.segmentSize()), nil
+		return wrong(WrongPage, "segment file %q is of a cluster with segments of %d bytes", f.name, page.segmentSize()), nil
 	case page.address() != id.LSN(o.Size):
-		return wrong(WrongPage, "begins with the page of %s instead of %s", page.address(), id.LSN(o.Size)), nil
+		return wrong(WrongPage, "segment file %q begins with the page of %s instead of %s", f.name, page.address(), id.LSN(o.Size)), nil
 	case page.timeline() > id.Timeline:
-		return wrong(WrongPage, "begins with a page of timeline %d", page.timeline()), nil
+		return wrong(WrongPage, "segment file %q begins with a page of timeline %d", f.name, page.timeline()), nil
 	}
 	if report.SystemIdentifier == 0 {
 		report.SystemIdentifier = page.systemIdentifier()
 	}
 	if page.systemIdentifier() != report.SystemIdentifier {
-		return wrong(WrongPage, "is of the system %d instead of %d", page.systemIdentifier(), report.SystemIdentifier), nil
+		return wrong(WrongPage, "segment file %q is of the system %d instead of %d", f.name, page.systemIdentifier(), report.SystemIdentifier), nil
 	}
 	return nil, nil
 }

@@ -11,6 +11,13 @@ type FS interface {
 	OpenDir(path string) (Dir, error)
 }
 
+// Holder is told of the descriptors that a file system keeps open: each just after it was opened, and again just before it is
+// closed. Any goroutine.
+type Holder interface {
+	Hold(fd int)
+	Release(fd int)
+}
+
 // Dir is an open directory and all that this package does to one. Names are of files directly in it; what
 // happens to the directory's own path, or to the process's working directory, after it was opened makes no
 // difference.

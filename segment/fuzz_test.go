@@ -3,8 +3,8 @@ package segment
 import (
 	"bytes"
 	"errors"
-	"slices"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"

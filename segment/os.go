@@ -12,17 +12,26 @@ import (
 )
 
 // OS is the operating system's file system.
-var OS FS = osFS{}
+var OS FS = osFS{noHolder{}}
 
-type osFS struct{}
+// OSFor is OS with a holder.
+func OSFor(h Holder) FS { return osFS{h} }
+
+type noHolder struct{}
+
+func (noHolder) Hold(int)    {}
+func (noHolder) Release(int) {}
+
+type osFS struct{ holder Holder }
 
 // OpenDir opens a directory for reading; a relative path means what it meant at this moment.
-func (osFS) OpenDir(path string) (Dir, error) {
+func (fsys osFS) OpenDir(path string) (Dir, error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_DIRECTORY, 0)
 	if err != nil {
 		return nil, err
 	}
-	return &osDir{f: f}, nil
+	fsys.holder.Hold(int(f.Fd()))
+	return &osDir{f: f, holder: fsys.holder}, nil
 }
 
 // hiddenFolder holds files without a visible name where the file system has no O_TMPFILE. Tools that take each
@@ -31,6 +40,7 @@ const hiddenFolder = ".receivewal"
 
 type osDir struct {
 	f         *os.File
+	holder    Holder
 	locked    bool
 	noTmpfile bool // O_TMPFILE doesn't work here: use the hidden folder
 	next      int  // number of the next file in the hidden folder
@@ -40,7 +50,7 @@ func (d *osDir) fd() int { return int(d.f.Fd()) }
 
 func (d *osDir) Names() ([]string, error) {
 	// A descriptor of its own: the position in the directory belongs to the descriptor.
-	fd, err := unix.Openat(d.fd(), ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	fd, err := d.openat(".", unix.O_RDONLY|unix.O_DIRECTORY, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -78,11 +88,19 @@ func (d *osDir) Stat(name string) (int64, time.Time, error) {
 }
 
 func (d *osDir) open(name string, flags int) (*os.File, error) {
-	fd, err := unix.Openat(d.fd(), name, flags|unix.O_CLOEXEC, 0)
+	fd, err := d.openat(name, flags, 0)
 	if err != nil {
 		return nil, err
 	}
 	return os.NewFile(uintptr(fd), name), nil
+}
+
+func (d *osDir) openat(name string, flags int, mode fs.FileMode) (fd int, err error) {
+	err = retry(func() error {
+		fd, err = unix.Openat(d.fd(), name, flags|unix.O_CLOEXEC, uint32(mode))
+		return err
+	})
+	return fd, err
 }
 
 func (d *osDir) Open(name string, write bool) (File, error) {
@@ -94,7 +112,12 @@ func (d *osDir) Open(name string, write bool) (File, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &osFile{File: f}, nil
+	return d.file(f), nil
+}
+
+func (d *osDir) file(f *os.File) *osFile {
+	d.holder.Hold(int(f.Fd()))
+	return &osFile{File: f, dir: d}
 }
 
 func (d *osDir) Create(mode fs.FileMode) (File, error) {
@@ -110,10 +133,10 @@ func (d *osDir) Create(mode fs.FileMode) (File, error) {
 
 func (d *osDir) createUnnamed(mode fs.FileMode) (*osFile, error) {
 	if !d.noTmpfile {
-		fd, err := unix.Openat(d.fd(), ".", unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, uint32(mode))
+		fd, err := d.openat(".", unix.O_TMPFILE|unix.O_RDWR, mode)
 		if err == nil {
 			if _, err := os.Lstat(procName(fd)); err == nil {
-				return &osFile{File: os.NewFile(uintptr(fd), "unnamed segment")}, nil
+				return d.file(os.NewFile(uintptr(fd), "unnamed segment")), nil
 			}
 			unix.Close(fd) // without /proc it could not be linked
 		} else if !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.EISDIR) && !errors.Is(err, unix.ENOENT) &&
@@ -127,11 +150,13 @@ func (d *osDir) createUnnamed(mode fs.FileMode) (*osFile, error) {
 	}
 	d.next++
 	name := fmt.Sprintf("%s/%d", hiddenFolder, d.next)
-	fd, err := unix.Openat(d.fd(), name, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL|unix.O_CLOEXEC, uint32(mode))
+	fd, err := d.openat(name, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL, mode)
 	if err != nil {
 		return nil, err
 	}
-	return &osFile{File: os.NewFile(uintptr(fd), name), dir: d, hidden: name}, nil
+	f := d.file(os.NewFile(uintptr(fd), name))
+	f.hidden = name
+	return f, nil
 }
 
 // procName is the path by which linkat reaches an open file without a name.
@@ -140,7 +165,9 @@ func procName(fd int) string { return fmt.Sprintf("/proc/self/fd/%d", fd) }
 func (d *osDir) Link(file File, name string) error {
 	f := file.(*osFile)
 	if f.hidden == "" {
-		return unix.Linkat(unix.AT_FDCWD, procName(int(f.Fd())), d.fd(), name, unix.AT_SYMLINK_FOLLOW)
+		return retry(func() error {
+			return unix.Linkat(unix.AT_FDCWD, procName(int(f.Fd())), d.fd(), name, unix.AT_SYMLINK_FOLLOW)
+		})
 	}
 	err := unix.Renameat2(d.fd(), f.hidden, d.fd(), name, unix.RENAME_NOREPLACE)
 	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) { // the file system doesn't know the flag
@@ -165,10 +192,21 @@ func (d *osDir) renameToFree(from, to string) error {
 	return err
 }
 
-func (d *osDir) Rename(from, to string) error { return unix.Renameat(d.fd(), from, d.fd(), to) }
-func (d *osDir) Remove(name string) error     { return unix.Unlinkat(d.fd(), name, 0) }
+func (d *osDir) Rename(from, to string) error {
+	return retry(func() error { return unix.Renameat(d.fd(), from, d.fd(), to) })
+}
 
-func (d *osDir) Sync() error { return d.f.Sync() }
+func (d *osDir) Remove(name string) error {
+	return retry(func() error { return unix.Unlinkat(d.fd(), name, 0) })
+}
+
+func (d *osDir) Sync() error {
+	err := retry(func() error { return unix.Fsync(d.fd()) })
+	if errors.Is(err, unix.EINVAL) {
+		return nil // this file system (CIFS) has no fsync for directories; PostgreSQL does the same (fsync_fname_ext in fd.c)
+	}
+	return err
+}
 
 // Lock takes an flock on the directory itself. A lock belongs to the open file, and a forked child shares that: so
 // Close unlocks, and does not rely on the descriptor's end.
@@ -186,7 +224,7 @@ func (d *osDir) Lock() error {
 
 // emptyHiddenFolder removes what a crash left in the hidden folder, and the folder.
 func (d *osDir) emptyHiddenFolder() error {
-	fd, err := unix.Openat(d.fd(), hiddenFolder, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	fd, err := d.openat(hiddenFolder, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
 	if err != nil {
 		return nil // there is none
 	}
@@ -197,11 +235,15 @@ func (d *osDir) emptyHiddenFolder() error {
 		return err
 	}
 	for _, name := range names {
-		if err := unix.Unlinkat(fd, name, 0); err != nil {
+		if err := unix.Unlinkat(fd, name, 0); err != nil && !errors.Is(err, unix.EISDIR) {
 			return err
 		}
 	}
-	return unix.Unlinkat(d.fd(), hiddenFolder, unix.AT_REMOVEDIR)
+	err = unix.Unlinkat(d.fd(), hiddenFolder, unix.AT_REMOVEDIR)
+	if errors.Is(err, unix.ENOTEMPTY) {
+		return nil // folders in it are not ours
+	}
+	return err
 }
 
 func (d *osDir) Close() error {
@@ -209,6 +251,7 @@ func (d *osDir) Close() error {
 	if d.locked {
 		err = errors.Join(d.emptyHiddenFolder(), unix.Flock(d.fd(), unix.LOCK_UN))
 	}
+	d.holder.Release(int(d.f.Fd()))
 	return errors.Join(err, d.f.Close())
 }
 
@@ -250,6 +293,7 @@ func (f *osFile) Sync() error {
 }
 
 func (f *osFile) Close() error {
+	f.dir.holder.Release(int(f.Fd()))
 	err := f.File.Close()
 	if f.hidden != "" {
 		err = errors.Join(err, unix.Unlinkat(f.dir.fd(), f.hidden, 0))

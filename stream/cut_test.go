@@ -153,7 +153,7 @@ func TestConnectionBreaksEverywhere(t *testing.T) {
 			}
 			left := p.dir.crash()
 			if g.FlushedLSN != 0 {
-				if err := left.holds(g.Timeline, 0x300000, g.FlushedLSN, func(lsn segment.LSN, n int) []byte { return p.c.wal(g.Timeline, lsn, n) }); err != nil {
+				if err := left.holds(g.Timeline, 0x300000, g.FlushedLSN, testSize, func(lsn segment.LSN, n int) []byte { return p.c.wal(g.Timeline, lsn, n) }); err != nil {
 					t.Fatalf("broken at %d: %v", eof, err)
 				}
 			}

@@ -22,6 +22,8 @@ type SessionOptions struct {
 	// What its owner has already read from the connection, beyond what it has used itself. Copied.
 	ReadAhead []byte
 
+	FS segment.FS // where Receive writes; nil: the operating system's
+
 	// Started: the owner has sent START_REPLICATION itself, and has read CopyBothResponse but none of the stream, except
 	// into ReadAhead. The first Receive takes the stream over; nothing else can be done before. nil: not started.
 	Started *StartedStream
@@ -51,6 +53,9 @@ type Session struct {
 // leaves it without deadlines.
 func NewSession(conn net.Conn, o SessionOptions) *Session {
 	s := &Session{fs: segment.OS, serverVersion: o.ServerVersion}
+	if o.FS != nil {
+		s.fs = o.FS
+	}
 	s.lend(conn, o)
 	return s
 }

@@ -39,6 +39,7 @@ receivewal_status receivewal_core_lost(uint64_t id, const char *reason);
 receivewal_status receivewal_core_progress(uint64_t id, receivewal_progress *progress);
 int receivewal_core_usable(uint64_t id);
 receivewal_status receivewal_core_close(uint64_t id);
+void receivewal_core_share(_Atomic uint64_t *descriptors, size_t words);
 
 const char *receivewal_core_version(void)
 {
@@ -225,4 +226,10 @@ receivewal_status receivewal_core_close(uint64_t id)
     pthread_mutex_destroy(&s->mutex);
     free(s);
     return RECEIVEWAL_OK;
+}
+
+void receivewal_core_share(_Atomic uint64_t *descriptors, size_t words)
+{
+    (void)descriptors;
+    (void)words;
 }
