@@ -187,7 +187,7 @@ func TestReconnectAfterSilence(t *testing.T) {
 			c.SQL("select pg_create_physical_replication_slot('s')")
 			proxy := newProxy(t, upstream(c))
 			dir := t.TempDir()
-			p := pg.Run(t, host, proxy.through(c, sslmode), dir, "reconnect=0", "timeout=1500", "slot=s",
+			p := pg.Run(t, host, proxy.through(c, sslmode), dir, "reconnect=0", "timeout=1500", "slot=s", "synchronous=1",
 				"conninfo2="+c.TCPConnString("application_name=second", "sslmode="+sslmode))
 			c.WaitStreaming("client")
 			end := c.Generate(3)
@@ -284,7 +284,7 @@ func TestNothingLostBeforeTheFirstWAL(t *testing.T) {
 			if name == "client" {
 				p = pg.Run(t, host, c.ConnString(), dir, "reconnect=0")
 			} else {
-				p = pg.Run(t, program, "-D", dir, "-d", c.ConnString())
+				p = pg.Run(t, program, "-D", dir, "-s", "1", "-d", c.ConnString())
 			}
 			c.WaitStreaming(name)
 			first := c.SegmentName(1, c.CurrentLSN())
