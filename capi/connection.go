@@ -18,27 +18,34 @@ type lent struct {
 }
 
 func (l *lent) dial() (net.Conn, *relayed, error) {
-	conn, err := stream.DialFD(l.fd)
+	dialed, err := stream.DialFD(l.fd)
 	if err != nil {
 		return nil, nil, err
 	}
-	conn = hold(conn)
+	conn := hold(dialed)
 	if !l.relayed {
 		return conn, nil, nil
 	}
-	r := &relayed{Conn: conn}
+	r := &relayed{socket: conn}
 	return r, r, nil
 }
 
 // relayed is a connection that the loader relays. It counts what it has read, and knows why it ended.
 type relayed struct {
-	net.Conn
+	socket
 	taken  atomic.Uint64
 	reason atomic.Pointer[string]
 }
 
 func (r *relayed) Read(b []byte) (int, error) {
-	n, err := r.Conn.Read(b)
+	return r.count(r.socket.Read(b))
+}
+
+func (r *relayed) ReadLazily(get func() []byte, put func()) (int, error) {
+	return r.count(r.socket.ReadLazily(get, put))
+}
+
+func (r *relayed) count(n int, err error) (int, error) {
 	r.taken.Add(uint64(n))
 	if err == io.EOF {
 		if reason := r.reason.Load(); reason != nil {

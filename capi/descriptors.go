@@ -40,17 +40,27 @@ func mark(fd int) (word *uint64, bit uint64) {
 	return &table[fd/64], 1 << (fd % 64)
 }
 
-// files is the operating system's file system, with its descriptors marked.
-var files = segment.OSFor(held{})
+// callsInFlight bounds the threads that wait for the disk. A few disks at once are busy with that many.
+const callsInFlight = 8
+
+// files is the operating system's file system, with its descriptors marked, and shared by all sessions.
+var files = segment.Limit(segment.OSFor(held{}), callsInFlight)
+
+// A socket is what stream.DialFD gives.
+type socket interface {
+	net.Conn
+	syscall.Conn
+	ReadLazily(get func() []byte, put func()) (int, error)
+}
 
 // heldConn is a connection whose descriptor is marked until it is closed.
 type heldConn struct {
-	net.Conn
+	socket
 	release func()
 }
 
-func hold(conn net.Conn) net.Conn {
-	raw, err := conn.(syscall.Conn).SyscallConn()
+func hold(conn socket) socket {
+	raw, err := conn.SyscallConn()
 	if err != nil {
 		return conn
 	}
@@ -63,5 +73,5 @@ func hold(conn net.Conn) net.Conn {
 
 func (c *heldConn) Close() error {
 	c.release()
-	return c.Conn.Close()
+	return c.socket.Close()
 }

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Writes an overlay for "go build -overlay" into the folder $1 and prints the overlay file's name.
 #
-# A library is a guest in its host's process, and the Go runtime has three habits that a guest can't have and that no flag turns
+# A library is a guest in its host's process, and Go has habits that a guest can't have and that no flag turns
 # off. The overlay compiles the runtime with them changed; the Go installation itself stays as it is.
 #
 #   SIGCHLD, SIGPROF, SIGSTKFLT, SIGRTMIN   Go unblocks them on each of its threads, whatever mask the thread inherits
@@ -12,12 +12,15 @@
 #   the environment          Go reads GODEBUG, GOMAXPROCS, GOTRACEBACK, ... of the host, and GODEBUG can make it print. It
 #                            finds them behind argv, where a host that sets its process title has already written
 #                            something else. An empty environment it is (goenvs, getGodebugEarly).
+#   the limit of descriptors Go raises the soft RLIMIT_NOFILE of the process to the hard one (init in syscall/rlimit.go). A host
+#                            that uses select, or execs programs that do, has it low for that reason.
 #
 # Each substitution is checked: a Go release that has changed these lines fails the build rather than the host.
 set -eu
 
 out=$1
 runtime=$(go env GOROOT)/src/runtime
+syscall=$(go env GOROOT)/src/syscall
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
 
@@ -40,11 +43,16 @@ sed -e '/^func getGodebugEarly() (string, bool) {$/,/^}$/s/^\tvar env string$/\t
     "$runtime/proc.go" >"$proc"
 [ "$(diff "$runtime/proc.go" "$proc" | grep -c '^>')" = 3 ] || fail proc.go
 
+rlimit=$out/rlimit.go.overlay
+sed -e '/^func init() {$/,/^}$/s/lim.Max > 0 \&\& lim.Cur < lim.Max-1/false/' "$syscall/rlimit.go" >"$rlimit"
+[ "$(diff "$syscall/rlimit.go" "$rlimit" | grep -c '^>')" = 1 ] || fail rlimit.go
+
 cat >"$out/overlay.json" <<END
 {"Replace": {
     "$runtime/sigtab_linux_generic.go": "$table",
     "$runtime/os_linux.go": "$linux",
-    "$runtime/proc.go": "$proc"
+    "$runtime/proc.go": "$proc",
+    "$syscall/rlimit.go": "$rlimit"
 }}
 END
 echo "$out/overlay.json"

@@ -51,9 +51,10 @@ type copyStream struct {
 	shown      time.Time // when the last progress event was
 	changed    bool      // something has happened since then
 
-	unflushed time.Time // since when something is written that no flush was asked for; zero: nothing is
-	blind     time.Time // since when nothing is read, because of the disk; zero: it is read
-	full      time.Time // when writing failed on a full disk that we wait for; zero: it did not
+	wanted    segment.LSN // up to where a flush was asked for because of its interval
+	unflushed time.Time   // since when something is written that no flush was asked for; zero: nothing is
+	blind     time.Time   // since when nothing is read, because of the disk; zero: it is read
+	full      time.Time   // when writing failed on a full disk that we wait for; zero: it did not
 
 	segment string     // the name of the segment that is being written,
 	named   segment.ID // which is this one
@@ -400,12 +401,12 @@ func (c *copyStream) keepUp(now time.Time) error {
 func (c *copyStream) flushInTime(now time.Time) {
 	switch {
 	case c.o.FlushInterval <= 0 || c.o.Synchronous:
-	case c.w.Flushed() >= c.w.Written():
+	case max(c.w.Flushed(), c.wanted) >= c.w.Written():
 		c.unflushed = time.Time{}
 	case c.unflushed.IsZero():
 		c.unflushed = now
 	case now.Sub(c.unflushed) >= c.o.FlushInterval:
-		c.unflushed = now
+		c.unflushed, c.wanted = time.Time{}, c.w.Written()
 		c.w.Flush()
 	}
 }

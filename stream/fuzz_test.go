@@ -160,12 +160,12 @@ func sessions() map[string][]byte {
 // not durable.
 func FuzzServer(f *testing.F) {
 	for _, bytes := range sessions() {
-		for _, options := range []uint8{0, 1, 2, 4, 8, 16, 32, 63} {
+		for _, options := range []uint16{0, 1, 2, 4, 8, 16, 32, 63, 64, 129, 257, 512} {
 			f.Add(bytes, options, uint16(0))
 			f.Add(bytes, options, uint16(7))
 		}
 	}
-	f.Fuzz(func(t *testing.T, in []byte, options uint8, piece uint16) {
+	f.Fuzz(func(t *testing.T, in []byte, options uint16, piece uint16) {
 		dir := newMemory()
 		o := Options{Directory: "wal", ReceiveTimeout: -1, StatusInterval: -1}
 		c := &stranger{t: t, in: in, piece: int(piece), dir: dir, timeline: 1}
@@ -195,6 +195,14 @@ func FuzzServer(f *testing.F) {
 		}
 		if options&64 != 0 {
 			o.ReceiveTimeout = 0
+		}
+		o.CheckPages = options&128 != 0
+		if options&256 != 0 {
+			o.FlushInterval = 1
+		}
+		if options&512 != 0 { // a hole
+			dir.put("000000010000000000000002", bytes.Clone(oneTimeline(0).wal(1, 0x200000, 50)), int64(testSize))
+			dir.put("000000010000000000000004", bytes.Clone(oneTimeline(0).wal(1, 0x400000, 50)), int64(testSize))
 		}
 		c.reports = o.Slot != "" || o.Synchronous
 		s := NewSession(c, so)

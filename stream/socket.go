@@ -16,7 +16,7 @@ import (
 // whether it blocks or not is its owner's business. A write to a dead connection raises no signal.
 //
 // Errors: ErrBadFD, ErrNotSocket, ErrNotConnected.
-func DialFD(fd int) (net.Conn, error) {
+func DialFD(fd int) (*Socket, error) {
 	flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0)
 	if err != nil {
 		return nil, fail(ErrBadFD, "descriptor %d is not open", fd)
@@ -47,27 +47,38 @@ func DialFD(fd int) (net.Conn, error) {
 		conn.Close()
 		return nil, fail(ErrNotSocket, "descriptor %d cannot be used: %w", fd, err)
 	}
-	s := &socket{Conn: conn, raw: raw}
+	s := &Socket{Conn: conn, raw: raw}
 	s.tryRead, s.tryWrite = s.recv, s.send
 	return s, nil
 }
 
-// socket is a net.Conn whose descriptor may be in blocking mode: each call says for itself that it must not block,
+// Socket is a net.Conn whose descriptor may be in blocking mode: each call says for itself that it must not block,
 // and the runtime's poller waits.
-type socket struct {
+type Socket struct {
 	net.Conn
 	raw               syscall.RawConn
 	in, out           []byte
+	get               func() []byte // of ReadLazily; nil in Read
+	put               func()
 	read, written     int
 	readErr, writeErr error
 	tryRead, tryWrite func(fd uintptr) bool // made once: a closure per call would be garbage
 }
 
 // SyscallConn gives access to the descriptor (syscall.Conn).
-func (s *socket) SyscallConn() (syscall.RawConn, error) { return s.raw, nil }
+func (s *Socket) SyscallConn() (syscall.RawConn, error) { return s.raw, nil }
+
+// ReadLazily is Read into a buffer that get gives once there is something to read. put takes it back if there was nothing
+// after all. get and put are called before ReadLazily returns, by any goroutine but never two at a time.
+func (s *Socket) ReadLazily(get func() []byte, put func()) (int, error) {
+	s.get, s.put = get, put
+	n, err := s.Read(nil)
+	s.get, s.put = nil, nil
+	return n, err
+}
 
 // Read may be used by one goroutine at a time.
-func (s *socket) Read(b []byte) (int, error) {
+func (s *Socket) Read(b []byte) (int, error) {
 	s.in = b
 	err := s.raw.Read(s.tryRead)
 	s.in = nil
@@ -77,14 +88,17 @@ func (s *socket) Read(b []byte) (int, error) {
 	if s.readErr != nil {
 		return 0, s.readErr
 	}
-	if s.read == 0 && len(b) > 0 {
+	if s.read == 0 && (len(b) > 0 || s.get != nil) {
 		return 0, io.EOF
 	}
 	return s.read, nil
 }
 
 // recv is recv(2); package unix has only forms of it that allocate an address each time.
-func (s *socket) recv(fd uintptr) bool {
+func (s *Socket) recv(fd uintptr) bool {
+	if s.get != nil {
+		s.in = s.get()
+	}
 	for {
 		n, _, errno := unix.Syscall6(unix.SYS_RECVFROM, fd, uintptr(unsafe.Pointer(unsafe.SliceData(s.in))), uintptr(len(s.in)),
 			unix.MSG_DONTWAIT, 0, 0)
@@ -93,6 +107,10 @@ func (s *socket) recv(fd uintptr) bool {
 		case unix.EINTR:
 			continue
 		case unix.EAGAIN:
+			if s.get != nil {
+				s.in = nil
+				s.put()
+			}
 			return false
 		case 0:
 		default:
@@ -103,7 +121,7 @@ func (s *socket) recv(fd uintptr) bool {
 }
 
 // Write may be used by one goroutine at a time.
-func (s *socket) Write(b []byte) (int, error) {
+func (s *Socket) Write(b []byte) (int, error) {
 	total := 0
 	for total < len(b) {
 		s.out = b[total:]
@@ -120,7 +138,7 @@ func (s *socket) Write(b []byte) (int, error) {
 	return total, nil
 }
 
-func (s *socket) send(fd uintptr) bool {
+func (s *Socket) send(fd uintptr) bool {
 	for {
 		s.written, s.writeErr = unix.SendmsgN(int(fd), s.out, nil, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
 		switch s.writeErr {

@@ -273,6 +273,15 @@ func (p *play) tellers(owner string) Events {
 		TimelineSwitched: func(s TimelineSwitch) error {
 			return tell("switched %d-%d at %s, going on at %s", s.OldTimeline, s.NewTimeline, s.SwitchLSN, s.StartLSN)
 		},
+		Hole: func(h Hole) error {
+			return tell("%s %s-%s", [...]string{"hole", "filled", "lost"}[h.State], h.LSN, h.EndLSN)
+		},
+		DiskFull: func(d DiskFull) error {
+			if d.Full {
+				return tell("full: %v", d.Err)
+			}
+			return tell("room after %s", d.Waited)
+		},
 		Progress: func(Progress) error { return tell("progress") },
 	}
 }

@@ -1,10 +1,12 @@
 package stream
 
 import (
+	"bytes"
 	"encoding/binary"
 	"io"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgproto3"
@@ -38,19 +40,66 @@ const (
 
 	// bufferSize is what one read takes at most: a few of the 128 KiB messages that walsender sends (MAX_SEND_SIZE in
 	// walsender.c).
-	bufferSize = 256 << 10
+	bufferSize      = 256 << 10
+	smallBufferSize = 16 << 10
+	largeBuffers    = 16 // in use at a time
 
 	// writeTimeout is how long the peer may keep us from sending a few bytes.
 	writeTimeout = 60 * time.Second
 )
 
+// buffers are for all connections: one that waits for its server has none.
+var buffers bufferPool
+
+// bufferPool gives large buffers while few are in use, and small ones beyond: with a thousand streams most wait for
+// the disk, and a large buffer each would only be in their way.
+type bufferPool struct {
+	large, small sync.Pool
+	inUse        atomic.Int32 // large ones
+}
+
+func (p *bufferPool) get() []byte {
+	if p.inUse.Add(1) <= largeBuffers {
+		if b, ok := p.large.Get().(*[bufferSize]byte); ok {
+			return b[:]
+		}
+		return make([]byte, bufferSize)
+	}
+	p.inUse.Add(-1)
+	if b, ok := p.small.Get().(*[smallBufferSize]byte); ok {
+		return b[:]
+	}
+	return make([]byte, smallBufferSize)
+}
+
+func (p *bufferPool) put(b []byte) {
+	if len(b) == bufferSize {
+		p.inUse.Add(-1)
+		p.large.Put((*[bufferSize]byte)(b))
+	} else {
+		p.small.Put((*[smallBufferSize]byte)(b))
+	}
+}
+
+// lazyReader is a connection that needs a buffer only once there is something to read. get gives the buffer, put takes it
+// back where there was nothing after all.
+type lazyReader interface {
+	ReadLazily(get func() []byte, put func()) (int, error)
+}
+
 // wire is the connection, with a buffer for what was read but not used yet. One goroutine uses it; only wake may be
 // called by others.
 type wire struct {
 	conn net.Conn
-	buf  []byte // buf[r:w] was read and not used yet
+	buf  []byte // buf[r:w] was read and not used yet; nil while nothing is there and nothing is read
 	r, w int
+	lent bool // buf is of buffers
 	out  []byte
+
+	lazy  lazyReader // conn, if it is one
+	limit int        // of the read in progress
+	get   func() []byte
+	put   func()
 
 	mu     sync.Mutex
 	poked  bool          // wake was called and nobody has noticed yet
@@ -59,7 +108,11 @@ type wire struct {
 }
 
 func newWire(conn net.Conn) *wire {
-	return &wire{conn: conn, wakeup: make(chan struct{}, 1)}
+	c := &wire{conn: conn, wakeup: make(chan struct{}, 1)}
+	c.lazy, _ = conn.(lazyReader)
+	c.get = func() []byte { return c.reserve(c.limit) }
+	c.put = c.giveBack
+	return c
 }
 
 // long ago: a deadline that makes a read return at once.
@@ -110,8 +163,14 @@ func (c *wire) read(limit int, deadline time.Time) (bool, error) {
 	} else if !ok {
 		return false, nil
 	}
-	c.reserve(limit)
-	n, err := c.conn.Read(c.buf[c.w : c.w+limit])
+	c.limit = limit
+	var n int
+	var err error
+	if c.lazy != nil {
+		n, err = c.lazy.ReadLazily(c.get, c.put)
+	} else {
+		n, err = c.conn.Read(c.get())
+	}
 	c.w += n
 	if n > 0 {
 		return true, nil // an error, if there is one, comes again
@@ -125,20 +184,36 @@ func (c *wire) read(limit int, deadline time.Time) (bool, error) {
 	return false, readFailure(err)
 }
 
-// reserve makes room for n more bytes in the buffer.
-func (c *wire) reserve(n int) {
-	if c.w+n <= len(c.buf) {
-		return
+// reserve makes room in the buffer for more bytes, n at most, and gives that room.
+func (c *wire) reserve(n int) []byte {
+	if c.buf == nil {
+		c.buf, c.lent = buffers.get(), true
 	}
-	have := c.w - c.r
-	if have+n > len(c.buf) {
-		grown := make([]byte, max(have+n, min(2*len(c.buf), maxMessage)))
-		copy(grown, c.buffered())
-		c.buf = grown
-	} else {
-		copy(c.buf, c.buffered())
+	if c.w+n > len(c.buf) {
+		if have := c.w - c.r; have+n > len(c.buf) && have > len(c.buf)/2 {
+			c.move(make([]byte, max(bufferSize, 2*len(c.buf))))
+		} else {
+			c.w = copy(c.buf, c.buffered())
+			c.r = 0
+		}
 	}
-	c.r, c.w = 0, have
+	return c.buf[c.w:min(c.w+n, len(c.buf))]
+}
+
+// move moves what is buffered into another buffer of our own.
+func (c *wire) move(into []byte) {
+	w := copy(into, c.buffered())
+	if c.lent {
+		buffers.put(c.buf)
+	}
+	c.buf, c.r, c.w, c.lent = into, 0, w, false
+}
+
+// giveBack gives the buffer back if nothing is in it.
+func (c *wire) giveBack() {
+	if c.r == c.w {
+		c.move(nil)
+	}
 }
 
 // wait waits until deadline (zero: for ever) or wake, without reading.
@@ -227,7 +302,7 @@ func decode(m pgproto3.Message, body []byte) error {
 	return nil
 }
 
-// release leaves the connection as it was found: without deadlines. The buffer goes, too, if nothing is in it.
+// release leaves the connection as it was found: without deadlines. The buffer goes, too, but for what is in it.
 func (c *wire) release() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -237,7 +312,8 @@ func (c *wire) release() {
 	case <-c.wakeup:
 	default:
 	}
-	if c.r == c.w {
-		c.buf, c.r, c.w = nil, 0, 0
+	if c.lent {
+		c.move(bytes.Clone(c.buffered()))
 	}
+	c.giveBack()
 }

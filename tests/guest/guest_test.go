@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -63,13 +64,13 @@ func compiler() string {
 	return "cc"
 }
 
-var cFlags = []string{"-std=c11", "-O1", "-g", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror", "-pthread", "-Iinclude"}
+var cFlags = []string{"-std=c11", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-pthread", "-Iinclude"}
 
 // compile makes a program of tests/hosts/NAME.c, linked with libpq and the loader in a folder.
 func compile(t *testing.T, name, libraries string, flags ...string) string {
 	t.Helper()
 	program := filepath.Join(t.TempDir(), name)
-	command(t, compiler(), slices.Concat(cFlags, flags, []string{"-I" + strings.TrimSpace(command(t, "pg_config", "--includedir")),
+	command(t, compiler(), slices.Concat(cFlags, flags, []string{"-D_GNU_SOURCE", "-I" + strings.TrimSpace(command(t, "pg_config", "--includedir")),
 		"-o", program, filepath.Join("tests/hosts", name+".c"), "-L" + libraries, "-lreceivewal", "-lpq", "-ldl"})...)
 	return program
 }
@@ -149,16 +150,12 @@ func (h *host) finish() {
 	}
 }
 
-// flow makes WAL, one MiB after the other, until the server is beyond end and the host has ended.
-func (h *host) flow(c *pg.Cluster, end pg.LSN, pause time.Duration) {
+// flow makes WAL until the host has ended.
+func (h *host) flow(c *pg.Cluster, pause time.Duration) {
 	h.t.Helper()
-	for c.CurrentLSN() <= end {
+	for h.running() {
 		c.Generate(1)
 		time.Sleep(pause)
-	}
-	for h.running() {
-		c.Tick()
-		time.Sleep(100 * time.Millisecond)
 	}
 	h.finish()
 }
@@ -166,23 +163,18 @@ func (h *host) flow(c *pg.Cluster, end pg.LSN, pause time.Duration) {
 // ahead is the position n MiB after the server's own.
 func ahead(c *pg.Cluster, n int) pg.LSN { return c.CurrentLSN() + pg.LSN(n)<<20 }
 
-// same compares the numbered directories of a host with the server.
-func same(t *testing.T, c *pg.Cluster, folder string, count int, end pg.LSN) {
+// same compares a directory with the server: all segments up to the one that holds end, and that one as .partial.
+func same(t *testing.T, c *pg.Cluster, dir string, end pg.LSN) {
 	t.Helper()
-	for i := range count {
-		dir := filepath.Join(folder, fmt.Sprint(i))
-		files := pg.List(t, dir)
-		if len(files.Other) > 0 {
-			t.Errorf("%s: there should not be %q", dir, files.Other)
-		}
-		last := c.SegmentName(c.Timeline(), end)
-		if n := len(files.Complete); n == 0 || files.Complete[n-1]+".partial" != last+".partial" && (len(files.Partial) != 1 ||
-			files.Partial[0] != last+".partial") {
-			t.Errorf("%s: the last files are %q, %q, not %s.partial", dir, files.Complete[max(0, n-1):], files.Partial, last)
-		}
-		c.CompareWithServer(dir)
-		c.CheckNoHole(dir)
+	files := pg.List(t, dir)
+	if len(files.Other) > 0 {
+		t.Errorf("%s: there should not be %q", dir, files.Other)
 	}
+	if partial := c.SegmentName(c.Timeline(), end) + ".partial"; len(files.Partial) != 1 || files.Partial[0] != partial {
+		t.Errorf("%s: %q instead of %s", dir, files.Partial, partial)
+	}
+	c.CompareWithServer(dir)
+	c.CheckNoHole(dir)
 }
 
 // A parent that never calls, a child per stream, grandchildren, a kill and a replacement.
@@ -194,6 +186,95 @@ func TestFork(t *testing.T) {
 	folder := t.TempDir()
 	end := ahead(c, 24)
 	h := start(t, libraries, compile(t, "forks", libraries), c.ConnString(), folder, end.String())
-	h.flow(c, end, 150*time.Millisecond)
-	same(t, c, folder, 8, end)
+	h.flow(c, 150*time.Millisecond)
+	for i := range 8 {
+		same(t, c, filepath.Join(folder, fmt.Sprint(i)), end)
+	}
+}
+
+// One thread, an event loop, and many streams.
+func TestEventLoop(t *testing.T) {
+	t.Parallel()
+	libraries := lib(t)
+	streams, servers := 50, 1
+	if long() {
+		streams, servers = 1000, 4
+	}
+	var clusters []*pg.Cluster
+	args := []string{fmt.Sprint(streams), t.TempDir()}
+	for range servers {
+		c := pg.New(t, pg.Options{SegmentSizeMB: 1, Conf: []string{"max_wal_senders = 250", "max_connections = 280"}})
+		clusters = append(clusters, c)
+		args = append(args, c.ConnString())
+	}
+	h := start(t, libraries, compile(t, "loop", libraries), args...)
+	h.finish()
+	for i := range streams {
+		c := clusters[i%servers]
+		same(t, c, filepath.Join(args[1], fmt.Sprint(i)), c.CurrentLSN())
+	}
+}
+
+// Every signal of the host, ten thousand of them, handled in each way that there is to install a handler.
+func TestSignals(t *testing.T) {
+	t.Parallel()
+	libraries := lib(t)
+	c := pg.New(t, pg.Options{SegmentSizeMB: 1})
+	folder := t.TempDir()
+	h := start(t, libraries, compile(t, "storm", libraries), c.ConnString(), folder, "10000")
+	h.flow(c, 100*time.Millisecond)
+	for i := range 16 {
+		c.CompareWithServer(filepath.Join(folder, fmt.Sprint(i)))
+		c.CheckNoHole(filepath.Join(folder, fmt.Sprint(i)))
+	}
+}
+
+// Threads that receive, look, stop and clash, as they are and under ThreadSanitizer. It sees the host and the loader; the
+// Go core has its own tests with -race.
+func TestThreads(t *testing.T) {
+	t.Parallel()
+	libraries := lib(t)
+	for name, c := range map[string]struct {
+		libraries string
+		flags     []string
+	}{
+		"plain":           {libraries, nil},
+		"ThreadSanitizer": {sanitized(t, libraries, "-fsanitize=thread"), []string{"-fsanitize=thread"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			cluster := pg.New(t, pg.Options{SegmentSizeMB: 1})
+			folder := t.TempDir()
+			h := startWith(t, c.libraries, []string{"TSAN_OPTIONS=halt_on_error=1"}, nil,
+				compile(t, "crowd", c.libraries, c.flags...), cluster.ConnString(), folder, "10")
+			h.flow(cluster, 100*time.Millisecond)
+			for i := range 4 {
+				cluster.CompareWithServer(filepath.Join(folder, fmt.Sprint(i)))
+				cluster.CheckNoHole(filepath.Join(folder, fmt.Sprint(i)))
+			}
+		})
+	}
+}
+
+// sanitized makes a folder with the loader compiled with the sanitizer's flags, and the core as it is.
+func sanitized(t *testing.T, libraries string, flags ...string) string {
+	t.Helper()
+	folder := t.TempDir()
+	core := must(os.ReadFile(filepath.Join(libraries, "libreceivewal-core.so.1")))
+	hash := regexp.MustCompile(`\(core interface \d+, headers ([0-9a-z]+)\)`).FindSubmatch(core)
+	if hash == nil {
+		t.Fatal("the core does not tell its version")
+	}
+	sources := must(filepath.Glob(filepath.Join(root, "loader/*.c")))
+	command(t, compiler(), slices.Concat(cFlags, flags, []string{"-fPIC", "-shared", "-Iloader", "-DHEADER_HASH=" + string(hash[1]),
+		"-Wl,-soname,libreceivewal.so.1", "-o", filepath.Join(folder, "libreceivewal.so.1")}, sources, []string{"-ldl"})...)
+	for name, target := range map[string]string{
+		"libreceivewal.so":        "libreceivewal.so.1",
+		"libreceivewal-core.so.1": filepath.Join(libraries, "libreceivewal-core.so.1"),
+	} {
+		if err := os.Symlink(target, filepath.Join(folder, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return folder
 }

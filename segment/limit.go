@@ -1,0 +1,135 @@
+package segment
+
+import (
+	"io/fs"
+	"time"
+)
+
+// Limit is a file system of which at most calls are in flight at once, and as many syncs: the others wait for their turn. Each
+// call occupies a thread while the disk takes its time, and threads must not grow with the number of directories. Syncs
+// have a turn of their own, since what else there is must not wait for them: a stream goes on writing, and answers the server,
+// while the disk is at work.
+func Limit(fsys FS, calls int) FS {
+	return &limitedFS{fsys, turns{make(chan struct{}, calls), make(chan struct{}, calls)}}
+}
+
+type turns struct{ calls, syncs chan struct{} }
+
+// A turn ends with a receive from what take and sync return.
+func (t turns) take() turn { t.calls <- struct{}{}; return t.calls }
+func (t turns) sync() turn { t.syncs <- struct{}{}; return t.syncs }
+
+type turn <-chan struct{}
+
+func (t turn) end() { <-t }
+
+type limitedFS struct {
+	fsys FS
+	turns
+}
+
+func (l *limitedFS) OpenDir(path string) (Dir, error) {
+	defer l.take().end()
+	d, err := l.fsys.OpenDir(path)
+	if err != nil {
+		return nil, err
+	}
+	return &limitedDir{d, l.turns}, nil
+}
+
+type limitedDir struct {
+	dir Dir
+	turns
+}
+
+func (l *limitedDir) Names() ([]string, error) {
+	defer l.take().end()
+	return l.dir.Names()
+}
+
+func (l *limitedDir) Stat(name string) (int64, time.Time, error) {
+	defer l.take().end()
+	return l.dir.Stat(name)
+}
+
+func (l *limitedDir) Open(name string, write bool) (File, error) {
+	defer l.take().end()
+	return l.file(l.dir.Open(name, write))
+}
+
+func (l *limitedDir) Create(mode fs.FileMode) (File, error) {
+	defer l.take().end()
+	return l.file(l.dir.Create(mode))
+}
+
+func (l *limitedDir) file(f File, err error) (File, error) {
+	if err != nil {
+		return nil, err
+	}
+	return &limitedFile{f, l.turns}, nil
+}
+
+func (l *limitedDir) Link(f File, name string) error {
+	defer l.take().end()
+	return l.dir.Link(f.(*limitedFile).file, name)
+}
+
+func (l *limitedDir) Rename(from, to string) error {
+	defer l.take().end()
+	return l.dir.Rename(from, to)
+}
+
+func (l *limitedDir) Remove(name string) error {
+	defer l.take().end()
+	return l.dir.Remove(name)
+}
+
+func (l *limitedDir) Sync() error {
+	defer l.sync().end()
+	return l.dir.Sync()
+}
+
+func (l *limitedDir) Lock() error {
+	defer l.take().end()
+	return l.dir.Lock()
+}
+
+func (l *limitedDir) Close() error {
+	defer l.take().end()
+	return l.dir.Close()
+}
+
+type limitedFile struct {
+	file File
+	turns
+}
+
+func (l *limitedFile) ReadAt(b []byte, offset int64) (int, error) {
+	defer l.take().end()
+	return l.file.ReadAt(b, offset)
+}
+
+func (l *limitedFile) WriteAt(b []byte, offset int64) (int, error) {
+	defer l.take().end()
+	return l.file.WriteAt(b, offset)
+}
+
+func (l *limitedFile) Allocate(size int64) error {
+	defer l.take().end()
+	return l.file.Allocate(size)
+}
+
+func (l *limitedFile) Size() (int64, error) {
+	defer l.take().end()
+	return l.file.Size()
+}
+
+func (l *limitedFile) Sync() error {
+	defer l.sync().end()
+	return l.file.Sync()
+}
+
+func (l *limitedFile) Close() error {
+	defer l.take().end()
+	return l.file.Close()
+}
