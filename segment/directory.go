@@ -222,6 +222,14 @@ func (d *Directory) start(size Size, warn func(string), consider func(ID) bool) 
 			candidates = append(candidates, candidate{f, id})
 		}
 	}
+	return d.startAmong(candidates, size, warn)
+}
+
+// startAmong is Start among some files. It sorts them.
+func (d *Directory) startAmong(candidates []candidate, size Size, warn func(string)) (Start, error) {
+	if warn == nil {
+		warn = func(string) {}
+	}
 	sort.SliceStable(candidates, func(i, j int) bool { return candidates[i].newer(candidates[j]) })
 	for _, c := range candidates {
 		if !c.partial {
