@@ -255,3 +255,38 @@ func TestStopOverTLS(t *testing.T) {
 		}
 	}
 }
+
+// underValgrind are the arguments for valgrind to run a host that loads the Go core.
+func underValgrind(log string) []string {
+	return []string{"--error-exitcode=9", "--leak-check=full", "--log-file=" + log,
+		"--suppressions=" + filepath.Join(root, "tests/capi/core.supp")}
+}
+
+// TestValgrind: valgrind finds nothing in a host that receives over TLS and gets new connections, nor in the loader under it.
+func TestValgrind(t *testing.T) {
+	host := client(t)
+	c := tlsCluster(t, "TLSv1.3")
+	dir, log := t.TempDir(), filepath.Join(t.TempDir(), "valgrind")
+	p := pg.Run(t, run1(t, "which", "valgrind"), append(underValgrind(log), host, verified(c), dir, "reconnect=0", "loop=epoll")...)
+	c.WaitStreaming("client")
+	c.Generate(3)
+	c.SQL("select pg_terminate_backend(pid) from pg_stat_replication where application_name = 'client'")
+	waitSaid(t, p, "asked 1 .*")
+	c.WaitStreaming("client")
+	end := c.Generate(3)
+	c.WaitReceived("client", end, false)
+	p.Signal(syscall.SIGINT)
+	if code := p.Wait(); code != 0 {
+		t.Errorf("exit code %d\n%s", code, must(os.ReadFile(log)))
+	}
+	wantSaid(t, p, "bytes [0-9]+ reconnects 1", "usable 1", "sql [0-9]+")
+	c.CompareWithServer(dir)
+	c.ComparePartial(dir, 1, end)
+	// What was looked at: the log tells of the suppressed errors in the core.
+	if text := string(must(os.ReadFile(log))); !strings.Contains(text, "ERROR SUMMARY: 0 errors") || !strings.Contains(text, "definitely lost: 0 bytes") {
+		t.Errorf("valgrind:\n%s", text)
+	}
+	libraries := lib(t)
+	log = filepath.Join(t.TempDir(), "valgrind")
+	runHost(t, run1(t, "which", "valgrind"), libraries, nil, append(underValgrind(log), compile(t, "reconnect", libraries))...)
+}
