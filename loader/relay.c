@@ -167,6 +167,9 @@ static bool still_lent(rw_relay *r)
     struct stat status;
     char reason[REASON_MAX];
 
+    /* One of the functions may have forked: the connection is the parent's. */
+    if (rw_forked())
+        return false;
     if (fstat(r->host_fd, &status) != 0)
         snprintf(reason, sizeof(reason), "descriptor %d was closed while it was lent to libreceivewal", r->host_fd);
     else if (status.st_dev != r->device || status.st_ino != r->inode)
@@ -260,7 +263,7 @@ static bool to_host(rw_relay *r)
     if (r->state == FAILED || r->write_wait != 0 || rest == 0)
         return false;
     if (!still_lent(r))
-        return true;
+        return r->state == FAILED;
     n = r->io.write(r->io.ctx, b->bytes + b->begin, rest);
     if (n > 0 && (size_t)n <= rest)
         b->begin += (size_t)n;

@@ -1,5 +1,6 @@
 /* A connection that the host reads and writes itself, over a double that breaks in every way. */
 #include <sys/epoll.h>
+#include <sys/wait.h>
 
 #include "double.h"
 #include "server.h"
@@ -520,6 +521,45 @@ static void plain_under_us(void)
     }
 }
 
+static pid_t forked;
+
+static void fork_behind(io_double *d)
+{
+    if (d->read > 1000000)
+    {
+        d->behind = NULL;
+        d->broken = 1; /* in the child, no call may come after this one */
+        d->calls_after = 0;
+        forked = fork();
+    }
+}
+
+/* A function of the host forks, and its child returns into the library: it must leave the parent's connection alone. */
+static void fork_inside(void)
+{
+    server server;
+    int fd = server_start(&server, END + 1000, 0), wstatus = -1;
+    const char *directory = new_directory();
+    receivewal_options o = options_for(directory);
+    receivewal_status status;
+    receivewal *rw;
+    io_double d;
+
+    double_init(&d, fd, 1);
+    d.behind = fork_behind;
+    rw = attach_io(&d);
+    status = receivewal_receive(rw, &o);
+    if (forked == 0)
+        _exit(status == RECEIVEWAL_ERR_FORKED && d.calls_after == 0 ? 0 : 1);
+    REQUIRE(waitpid(forked, &wstatus, 0) == forked);
+    CHECK("a child forked inside io leaves the connection alone", wstatus == 0, "status %d", wstatus);
+    CHECK("and its parent receives on", status == RECEIVEWAL_OK && has_segments(directory, SEGMENTS), "status %d, %s", (int)status,
+          receivewal_errmsg(rw));
+    receivewal_detach(rw);
+    server_stop(&server);
+    close(fd);
+}
+
 static void wrong_io(void)
 {
     receivewal_connection c = RECEIVEWAL_CONNECTION_INIT;
@@ -584,6 +624,7 @@ int main(void)
     under_us("the descriptor is closed under us", close_fd, "was closed while it was lent");
     under_us("the descriptor is replaced under us", replace_fd, "was replaced");
     plain_under_us();
+    fork_inside();
     wrong_io();
     return 0;
 }
