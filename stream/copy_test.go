@@ -162,6 +162,19 @@ func TestRefusedStream(t *testing.T) {
 	}
 }
 
+// An error is the end of the command: no stream can begin after it.
+func TestStreamAfterAnError(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPlay(t, oneTimeline(0x300080))
+		p.receive(Options{StartLSN: 0x300000, ReceiveTimeout: -1})
+		p.identify()
+		p.command("START_REPLICATION 0/300000 TIMELINE 1", errorOf("ERROR", "XX000", "no"), &pgproto3.CopyBothResponse{})
+		p.end(ErrProtocol)
+		p.quiet()
+		p.unusable()
+	})
+}
+
 // A timeline that the server has not reached yet is not asked for.
 func TestTimelineOfTheFuture(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -117,6 +117,12 @@ type watched struct {
 	net.Conn
 	mu          sync.Mutex
 	read, write time.Time
+	reads       atomic.Int64
+}
+
+func (w *watched) Read(b []byte) (int, error) {
+	w.reads.Add(1)
+	return w.Conn.Read(b)
 }
 
 func (w *watched) SetDeadline(t time.Time) error {
