@@ -4,6 +4,8 @@
 # ./build.sh demo          shows it at work against a throwaway PostgreSQL, and checks every byte received
 # ./build.sh test          everything that must hold, with real servers; the last line is "N passed, N failed"
 # ./build.sh test ARGS     only "go test ARGS", for example: ./build.sh test ./tests/e2e -run Endpos
+# ./build.sh soak [ROUNDS] the long forms of the tests on real servers: kill -9, lost servers, a thousand streams; 1 round is 200 kills
+# ./build.sh fuzz [TIME]   every fuzz target for TIME each, 10m unless told
 # ./build.sh install DIR   installs into DIR, for example /usr/local (DESTDIR is honoured)
 # ./build.sh clean         removes build/
 # ./build.sh help          prints this
@@ -31,6 +33,7 @@ die() {
 needed_to_build=(
     gcc:gcc
     /usr/include/stdio.h:libc6-dev
+    /etc/ssl/certs/ca-certificates.crt:ca-certificates
     pg_config:libpq-dev
     /usr/include/openssl/ssl.h:libssl-dev
 )
@@ -116,9 +119,9 @@ build_headers() {
 }
 
 # The loader and the core must have been compiled with the same headers; each call of the core compares this hash. It also makes Go
-# compile anew when they change: its build cache doesn't look at C headers outside the package.
+# compile anew when they, or the version script, change: its build cache doesn't look at them.
 header_hash() {
-    cat include/*.h loader/core.h | sha256sum | cut -c 1-16
+    cat include/*.h loader/core.h capi/core.map | sha256sum | cut -c 1-16
 }
 
 # The library that hosts link: plain C.
@@ -240,6 +243,24 @@ test_all() {
     [ "$failed" = 0 ] && [ "$passed" -gt 0 ]
 }
 
+# What takes hours rather than minutes. The tests read the environment.
+soak() {
+    need "${needed_to_build[@]}" "${needed_to_demo[@]}" "${needed_to_test[@]}"
+    build
+    tests/servers.sh all
+    RECEIVEWAL_SOAK=${1:-1} RECEIVEWAL_LONG=1 go test -count=1 -p 1 -timeout 0 ./tests/archive ./tests/guest
+}
+
+fuzz() {
+    local package target
+    for package in ./segment ./stream; do
+        for target in $(go test -list '^Fuzz' "$package" | grep '^Fuzz'); do
+            echo "$package $target"
+            go test -run '^$' -fuzz "^$target\$" -fuzztime "${1:-10m}" "$package"
+        done
+    done
+}
+
 # ---------------------------------------------------------------------------------------------------- main
 
 command=${1:-build}
@@ -252,6 +273,8 @@ demo)
     exec tests/demo.sh
     ;;
 test) test_all "$@" ;;
+soak) soak "$@" ;;
+fuzz) fuzz "$@" ;;
 install)
     [ $# -eq 1 ] || die "usage: ./build.sh install DIR"
     install_to "$1"

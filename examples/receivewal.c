@@ -465,12 +465,26 @@ static receivewal_status receive(PGconn *conn)
     return status;
 }
 
-/* Whether waiting may help: pg_receivewal tries again after all but these. */
+/*
+ * Whether waiting may help. pg_receivewal tries again for ever, also where the directory and the server do not fit together any
+ * more; this program ends there, so that somebody looks.
+ */
 static bool may_pass(receivewal_status status)
 {
-    return status >= RECEIVEWAL_ERR_BAD_FD && status != RECEIVEWAL_ERR_ENCRYPTED &&
-           status != RECEIVEWAL_ERR_UNSUPPORTED && status != RECEIVEWAL_ERR_NO_DIRECTORY &&
-           status != RECEIVEWAL_ERR_FOREIGN && status != RECEIVEWAL_ERR_INTERNAL;
+    switch (status)
+    {
+        case RECEIVEWAL_ERR_ENCRYPTED:
+        case RECEIVEWAL_ERR_WAL_REMOVED:
+        case RECEIVEWAL_ERR_UNSUPPORTED:
+        case RECEIVEWAL_ERR_NO_DIRECTORY:
+        case RECEIVEWAL_ERR_GAP:
+        case RECEIVEWAL_ERR_FOREIGN:
+        case RECEIVEWAL_ERR_TIMELINE:
+        case RECEIVEWAL_ERR_INTERNAL:
+            return false;
+        default:
+            return status >= RECEIVEWAL_ERR_BAD_FD;
+    }
 }
 
 /* Receives on one connection after another. Returns the program's exit code. */

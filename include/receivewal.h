@@ -23,7 +23,8 @@
  *
  *   Ownership  Everything passed in is copied before the call returns; the caller may free it. Strings given out belong to
  *              the library; each comment says how long they live. Nothing is ever printed, no environment variable is
- *              read, and no signal handler, umask or working directory of the host is changed.
+ *              read, and no umask, working directory or signal handler of the host is changed, but that Go takes SIGSEGV, SIGBUS
+ *              and SIGFPE when the core is loaded, and passes on to the host's handlers what does not come from its own code.
  *   Threads    A handle is used by one thread at a time. Only receivewal_stop, receivewal_get_progress and the functions
  *              without a handle may be called at any time from any thread. A call that clashes with one in progress
  *              returns RECEIVEWAL_ERR_BUSY. Different handles are independent.

@@ -1,7 +1,9 @@
 package segment
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
 	"sort"
 	"strings"
@@ -62,34 +64,71 @@ func CheckDirectory(fsys FS, path string, o CheckOptions) (Report, error) {
 	}
 	defer d.dir.Close()
 	if o.Size == 0 {
-		if o.Size, err = d.guessSize(); err != nil || o.Size == 0 {
+		if o.Size, err = d.guessSize(); err != nil {
 			return Report{}, err
+		}
+		if o.Size == 0 {
+			return d.checkWithoutSize()
 		}
 	}
 	return d.Check(o)
 }
 
+// checkWithoutSize is the check where no segment tells how large it is: either there is no WAL, or nothing can be said of it.
+func (d *Directory) checkWithoutSize() (Report, error) {
+	var report Report
+	files, err := d.files()
+	for _, f := range files {
+		if !f.partial {
+			report.add(Problem{Kind: ForeignFile, File: f.name,
+				Text: fmt.Sprintf("%q cannot be checked: no segment tells the segment size, so it has to be given", f.name)})
+		}
+	}
+	return report, err
+}
+
 // Check looks for holes between the complete segments, and for files that are not what their names say. Segments that are
 // compressed, or have a suffix of another program's, count as complete.
 func (d *Directory) Check(o CheckOptions) (Report, error) {
+	for tries := 10; ; tries-- {
+		report, err := d.check(o)
+		if tries > 0 && errors.Is(err, fs.ErrNotExist) {
+			continue // a file has gone since the directory was listed: perhaps it has another name or suffix now
+		}
+		return report, err
+	}
+}
+
+func (d *Directory) check(o CheckOptions) (Report, error) {
 	report := Report{Size: o.Size, SystemIdentifier: o.SystemIdentifier}
 	files, err := d.files()
 	if err != nil {
 		return report, err
 	}
 	complete := map[ID]string{}
-	var partials []candidate
+	var candidates, partials []candidate
 	for _, f := range files {
 		id, err := ParseName(f.base, o.Size)
 		if err != nil {
 			report.add(Problem{Kind: ForeignFile, File: f.name, Text: err.Error()})
 			continue
 		}
+		candidates = append(candidates, candidate{f, id})
+	}
+	if report.Next, err = d.startAmong(slices.Clone(candidates), o.Size, nil); err != nil {
+		return report, err
+	}
+	for _, c := range candidates {
+		f, id := c.file, c.id
 		if f.partial {
-			partials = append(partials, candidate{f, id})
+			partials = append(partials, c)
 			continue
 		}
-		problem, err := d.checkFile(f, id, o, &report)
+		look := o
+		if id.End(o.Size) > report.Next.LSN {
+			look.Decode = true // it was passed over: tell why
+		}
+		problem, err := d.checkFile(f, id, look, &report)
 		if err != nil {
 			return report, err
 		}
@@ -100,9 +139,6 @@ func (d *Directory) Check(o CheckOptions) (Report, error) {
 		complete[id] = f.name
 	}
 	report.Segments = len(complete)
-	if report.Next, err = d.Start(o.Size, nil); err != nil {
-		return report, err
-	}
 	for _, p := range partials {
 		if name, ok := complete[p.id]; ok {
 			report.add(Problem{Leftover, p.id.Timeline, p.id.LSN(o.Size), p.id.End(o.Size), p.name,
@@ -135,11 +171,15 @@ func (d *Directory) checkFile(f file, id ID, o CheckOptions, report *Report) (*P
 			return nil, nil
 		}
 		size, err := d.uncompressedSize(f, int64(o.Size))
+		var damage error
 		if err == nil && o.Decode {
-			size, err = d.decodedSize(f, int64(o.Size))
+			size, damage, err = d.decode(f, int64(o.Size))
 		}
 		if err != nil {
 			return nil, err
+		}
+		if damage != nil {
+			return wrong(Damaged, "compressed segment file %q cannot be decompressed: %v", f.name, damage), nil
 		}
 		if size != int64(o.Size) {
 			return wrong(Damaged, "compressed segment file %q has incorrect uncompressed size %d, skipping", f.name, size), nil
@@ -210,18 +250,21 @@ func (d *Directory) checkHistory(report *Report, complete map[ID]string) (Histor
 			continue
 		}
 		name := HistoryName(timeline)
-		have, err := d.HasHistory(timeline)
-		if err != nil {
-			return nil, err
-		}
-		if !have {
+		content, err := d.readHistory(timeline)
+		if errors.Is(err, fs.ErrNotExist) {
 			report.add(Problem{Kind: NoHistory, Timeline: timeline, File: name,
 				Text: fmt.Sprintf("timeline %d has segments, but %q is not there", timeline, name)})
 			continue
 		}
-		history, err := d.History(timeline)
 		if err != nil {
-			report.add(Problem{Kind: BadHistory, Timeline: timeline, File: name, Text: err.Error()})
+			return nil, err
+		}
+		history, err := ParseHistory(timeline, content)
+		if err == nil && len(history) < 2 {
+			err = fmt.Errorf("history of timeline %d: it names no ancestor", timeline)
+		}
+		if err != nil {
+			report.add(Problem{Kind: BadHistory, Timeline: timeline, File: name, Text: fmt.Sprintf("%q cannot be used: %v", name, err)})
 			continue
 		}
 		if timeline == report.Next.Timeline {

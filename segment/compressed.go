@@ -38,22 +38,28 @@ func (d *Directory) uncompressedSize(f file, limit int64) (int64, error) {
 // decodedSize decompresses a file to tell how many bytes it holds. One that cannot be read to its end has as many as could
 // be decoded; nothing beyond limit is looked at.
 func (d *Directory) decodedSize(f file, limit int64) (int64, error) {
+	n, _, err := d.decode(f, limit)
+	return n, err
+}
+
+// decode is decodedSize and what keeps the file from being read to its end, such as a wrong checksum.
+func (d *Directory) decode(f file, limit int64) (n int64, damage, err error) {
 	in, err := d.dir.Open(f.name, false)
 	if err != nil {
-		return 0, failure("open file", d.full(f.name), err)
+		return 0, nil, failure("open file", d.full(f.name), err)
 	}
 	defer in.Close()
 	length, err := in.Size()
 	if err != nil {
-		return 0, failure("stat file", d.full(f.name), err)
+		return 0, nil, failure("stat file", d.full(f.name), err)
 	}
-	return decodable(f.compression, io.NewSectionReader(in, 0, length), limit+1), nil
+	n, damage = decodable(f.compression, io.NewSectionReader(in, 0, length), limit+1)
+	return n, damage, nil
 }
 
 // decodable counts the bytes that can be decoded before the data ends, is damaged, or reaches the limit.
-func decodable(compression Compression, in io.Reader, limit int64) int64 {
-	n, _ := io.Copy(io.Discard, io.LimitReader(decoder(compression, in), limit)) // an error is where it ends
-	return n
+func decodable(compression Compression, in io.Reader, limit int64) (n int64, damage error) {
+	return io.Copy(io.Discard, io.LimitReader(decoder(compression, in), limit))
 }
 
 // decoder reads what a file holds.

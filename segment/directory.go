@@ -30,7 +30,7 @@ func Open(fsys FS, path string) (*Directory, error) {
 	if err := d.dir.Lock(); err != nil {
 		d.dir.Close()
 		if errors.Is(err, ErrLocked) {
-			return nil, fmt.Errorf("could not lock directory %q: %w", path, ErrLocked)
+			return nil, fmt.Errorf("could not lock directory \"%s\": %w", path, ErrLocked)
 		}
 		return nil, failure("lock directory", path, err)
 	}
@@ -110,7 +110,7 @@ func (d *Directory) guessSize() (Size, error) {
 			continue
 		}
 		if size != 0 && size != found {
-			return 0, fmt.Errorf("%w: directory %q holds segments of %d and of %d bytes", ErrForeign, d.path, size, found)
+			return 0, fmt.Errorf("%w: directory \"%s\" holds segments of %d and of %d bytes", ErrForeign, d.path, size, found)
 		}
 		size = found
 	}
@@ -211,16 +211,24 @@ func (d *Directory) start(size Size, warn func(string), consider func(ID) bool) 
 	for _, f := range files {
 		id, err := ParseName(f.base, size)
 		if errors.Is(err, errSegmentPart) {
-			return Start{}, fmt.Errorf("%w: directory %q holds %q, but the server's segments have %d bytes",
+			return Start{}, fmt.Errorf("%w: directory \"%s\" holds \"%s\", but the server's segments have %d bytes",
 				ErrForeign, d.path, f.name, size)
 		}
 		if err != nil {
-			warn(fmt.Sprintf("segment file %q has an impossible name, skipping", f.name))
+			warn(fmt.Sprintf("segment file \"%s\" has an impossible name, skipping", f.name))
 			continue
 		}
 		if consider(id) {
 			candidates = append(candidates, candidate{f, id})
 		}
+	}
+	return d.startAmong(candidates, size, warn)
+}
+
+// startAmong is Start among some files. It sorts them.
+func (d *Directory) startAmong(candidates []candidate, size Size, warn func(string)) (Start, error) {
+	if warn == nil {
+		warn = func(string) {}
 	}
 	sort.SliceStable(candidates, func(i, j int) bool { return candidates[i].newer(candidates[j]) })
 	for _, c := range candidates {
@@ -253,7 +261,7 @@ func (d *Directory) isWhole(f file, size Size, warn func(string)) (bool, error) 
 			return false, failure("stat file", d.full(f.name), err)
 		}
 		if length != int64(size) {
-			warn(fmt.Sprintf("segment file %q has incorrect size %d, skipping", f.name, length))
+			warn(fmt.Sprintf("segment file \"%s\" has incorrect size %d, skipping", f.name, length))
 		}
 		return length == int64(size), nil
 	}
@@ -262,7 +270,7 @@ func (d *Directory) isWhole(f file, size Size, warn func(string)) (bool, error) 
 		return false, err
 	}
 	if length != int64(size) {
-		warn(fmt.Sprintf("compressed segment file %q has incorrect uncompressed size %d, skipping", f.name, length))
+		warn(fmt.Sprintf("compressed segment file \"%s\" has incorrect uncompressed size %d, skipping", f.name, length))
 	}
 	return length == int64(size), nil
 }
@@ -276,11 +284,11 @@ func (d *Directory) CheckOwner(systemIdentifier uint64, size Size) error {
 	}
 	for _, p := range pages {
 		if got := p.header.systemIdentifier(); got != systemIdentifier {
-			return fmt.Errorf("%w: %q is of the system %d, but the server is %d",
+			return fmt.Errorf("%w: \"%s\" is of the system %d, but the server is %d",
 				ErrForeign, d.full(p.name), got, systemIdentifier)
 		}
 		if got := p.header.segmentSize(); got != size {
-			return fmt.Errorf("%w: %q is of a cluster with segments of %d bytes, but the server's have %d",
+			return fmt.Errorf("%w: \"%s\" is of a cluster with segments of %d bytes, but the server's have %d",
 				ErrForeign, d.full(p.name), got, size)
 		}
 	}

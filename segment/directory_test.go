@@ -458,7 +458,10 @@ func TestDecodable(t *testing.T) {
 	flushed := map[Compression][]byte{Gzip: cutGzip(data), LZ4: cutLZ4(data)}
 	whole := map[Compression][]byte{Gzip: gzipped(data), LZ4: wholeLZ4(data)}
 	for _, c := range []Compression{Gzip, LZ4} {
-		count := func(b []byte, limit int64) int64 { return decodable(c, bytes.NewReader(b), limit) }
+		count := func(b []byte, limit int64) int64 {
+			n, _ := decodable(c, bytes.NewReader(b), limit)
+			return n
+		}
 		for text, got := range map[string]int64{
 			"whole":                 count(whole[c], mib),
 			"flushed":               count(flushed[c], mib),
@@ -486,7 +489,7 @@ func TestDecodable(t *testing.T) {
 			previous = got
 		}
 	}
-	if got := decodable(Plain, bytes.NewReader(data), mib); got != int64(len(data)) {
+	if got, _ := decodable(Plain, bytes.NewReader(data), mib); got != int64(len(data)) {
 		t.Errorf("plain: %d bytes", got)
 	}
 }

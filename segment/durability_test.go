@@ -372,6 +372,11 @@ func (s scenario) check(files map[string][]byte, c claims) error {
 				}
 			}
 			partial[id.Timeline] = append(partial[id.Timeline], id.Number)
+			if _, found := s.files[name]; !found {
+				if err := replaces(files, id, data); err != nil {
+					return err
+				}
+			}
 		}
 	}
 	for timeline, first := range map[Timeline]uint64{1: uint64(begin / LSN(tiny)), 2: uint64(switched / LSN(tiny))} {
@@ -388,6 +393,18 @@ func (s scenario) check(files map[string][]byte, c claims) error {
 		}
 		if err := covers(files, timeline, first, c[timeline]); err != nil {
 			return err
+		}
+	}
+	return nil
+}
+
+// replaces checks that a new .partial appeared only when it held as much as the compressed ones beside it.
+func replaces(files map[string][]byte, id ID, data []byte) error {
+	for _, c := range []Compression{Gzip, LZ4} {
+		old, found := files[id.Name(tiny)+c.suffix()+".partial"]
+		have, _ := io.ReadAll(decoder(c, bytes.NewReader(old)))
+		if found && !bytes.HasPrefix(data, have) {
+			return fmt.Errorf("segment %s appeared before it held as much as its %s.partial", id.Name(tiny), c.suffix())
 		}
 	}
 	return nil

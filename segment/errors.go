@@ -33,7 +33,7 @@ func failure(doing, name string, err error) error {
 }
 
 func failureOf(kind error, doing, name string, err error) error {
-	return &fileError{fmt.Sprintf("could not %s %q: %s", doing, name, reason(err)), kind, err}
+	return &fileError{fmt.Sprintf("could not %s \"%s\": %s", doing, name, reason(err)), kind, err}
 }
 
 // fileError is an error about a file: a sentence, the kind for errors.Is, and the cause.

@@ -196,7 +196,7 @@ func FuzzDecodable(f *testing.F) {
 		}
 		const limit = 10_000
 		in := bytes.NewReader(data)
-		if n := decodable(c, in, limit); n < 0 || n > limit {
+		if n, _ := decodable(c, in, limit); n < 0 || n > limit {
 			t.Errorf("%d bytes, but the limit is %d", n, limit)
 		}
 		var h pageHeader

@@ -26,10 +26,11 @@ type osFS struct{ holder Holder }
 
 // OpenDir opens a directory for reading; a relative path means what it meant at this moment.
 func (fsys osFS) OpenDir(path string) (Dir, error) {
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_DIRECTORY, 0)
+	fd, err := openat(unix.AT_FDCWD, path, unix.O_RDONLY|unix.O_DIRECTORY, 0)
 	if err != nil {
 		return nil, err
 	}
+	f := os.NewFile(uintptr(fd), path)
 	fsys.holder.Hold(int(f.Fd()))
 	return &osDir{f: f, holder: fsys.holder}, nil
 }
@@ -50,7 +51,7 @@ func (d *osDir) fd() int { return int(d.f.Fd()) }
 
 func (d *osDir) Names() ([]string, error) {
 	// A descriptor of its own: the position in the directory belongs to the descriptor.
-	fd, err := unix.Openat(d.fd(), ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	fd, err := d.openat(".", unix.O_RDONLY|unix.O_DIRECTORY, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -88,11 +89,29 @@ func (d *osDir) Stat(name string) (int64, time.Time, error) {
 }
 
 func (d *osDir) open(name string, flags int) (*os.File, error) {
-	fd, err := unix.Openat(d.fd(), name, flags|unix.O_CLOEXEC, 0)
+	fd, err := d.openat(name, flags, 0)
 	if err != nil {
 		return nil, err
 	}
 	return os.NewFile(uintptr(fd), name), nil
+}
+
+func (d *osDir) openat(name string, flags int, mode fs.FileMode) (int, error) {
+	return openat(d.fd(), name, flags, mode)
+}
+
+// openat opens a file, but never as one of the standard descriptors: where a host has closed them, what it prints would end up in
+// the WAL.
+func openat(dir int, name string, flags int, mode fs.FileMode) (fd int, err error) {
+	err = retry(func() error {
+		fd, err = unix.Openat(dir, name, flags|unix.O_CLOEXEC, uint32(mode))
+		return err
+	})
+	if err != nil || fd > 2 {
+		return fd, err
+	}
+	defer unix.Close(fd)
+	return unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 3)
 }
 
 func (d *osDir) Open(name string, write bool) (File, error) {
@@ -125,7 +144,7 @@ func (d *osDir) Create(mode fs.FileMode) (File, error) {
 
 func (d *osDir) createUnnamed(mode fs.FileMode) (*osFile, error) {
 	if !d.noTmpfile {
-		fd, err := unix.Openat(d.fd(), ".", unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, uint32(mode))
+		fd, err := d.openat(".", unix.O_TMPFILE|unix.O_RDWR, mode)
 		if err == nil {
 			if _, err := os.Lstat(procName(fd)); err == nil {
 				return d.file(os.NewFile(uintptr(fd), "unnamed segment")), nil
@@ -142,7 +161,7 @@ func (d *osDir) createUnnamed(mode fs.FileMode) (*osFile, error) {
 	}
 	d.next++
 	name := fmt.Sprintf("%s/%d", hiddenFolder, d.next)
-	fd, err := unix.Openat(d.fd(), name, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL|unix.O_CLOEXEC, uint32(mode))
+	fd, err := d.openat(name, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL, mode)
 	if err != nil {
 		return nil, err
 	}
@@ -157,7 +176,9 @@ func procName(fd int) string { return fmt.Sprintf("/proc/self/fd/%d", fd) }
 func (d *osDir) Link(file File, name string) error {
 	f := file.(*osFile)
 	if f.hidden == "" {
-		return unix.Linkat(unix.AT_FDCWD, procName(int(f.Fd())), d.fd(), name, unix.AT_SYMLINK_FOLLOW)
+		return retry(func() error {
+			return unix.Linkat(unix.AT_FDCWD, procName(int(f.Fd())), d.fd(), name, unix.AT_SYMLINK_FOLLOW)
+		})
 	}
 	err := unix.Renameat2(d.fd(), f.hidden, d.fd(), name, unix.RENAME_NOREPLACE)
 	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) { // the file system doesn't know the flag
@@ -182,10 +203,21 @@ func (d *osDir) renameToFree(from, to string) error {
 	return err
 }
 
-func (d *osDir) Rename(from, to string) error { return unix.Renameat(d.fd(), from, d.fd(), to) }
-func (d *osDir) Remove(name string) error     { return unix.Unlinkat(d.fd(), name, 0) }
+func (d *osDir) Rename(from, to string) error {
+	return retry(func() error { return unix.Renameat(d.fd(), from, d.fd(), to) })
+}
 
-func (d *osDir) Sync() error { return d.f.Sync() }
+func (d *osDir) Remove(name string) error {
+	return retry(func() error { return unix.Unlinkat(d.fd(), name, 0) })
+}
+
+func (d *osDir) Sync() error {
+	err := retry(func() error { return unix.Fsync(d.fd()) })
+	if errors.Is(err, unix.EINVAL) {
+		return nil // this file system (CIFS) has no fsync for directories; PostgreSQL does the same (fsync_fname_ext in fd.c)
+	}
+	return err
+}
 
 // Lock takes an flock on the directory itself. A lock belongs to the open file, and a forked child shares that: so
 // Close unlocks, and does not rely on the descriptor's end.
@@ -203,7 +235,7 @@ func (d *osDir) Lock() error {
 
 // emptyHiddenFolder removes what a crash left in the hidden folder, and the folder.
 func (d *osDir) emptyHiddenFolder() error {
-	fd, err := unix.Openat(d.fd(), hiddenFolder, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	fd, err := d.openat(hiddenFolder, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
 	if err != nil {
 		return nil // there is none
 	}
@@ -214,11 +246,15 @@ func (d *osDir) emptyHiddenFolder() error {
 		return err
 	}
 	for _, name := range names {
-		if err := unix.Unlinkat(fd, name, 0); err != nil {
+		if err := unix.Unlinkat(fd, name, 0); err != nil && !errors.Is(err, unix.EISDIR) {
 			return err
 		}
 	}
-	return unix.Unlinkat(d.fd(), hiddenFolder, unix.AT_REMOVEDIR)
+	err = unix.Unlinkat(d.fd(), hiddenFolder, unix.AT_REMOVEDIR)
+	if errors.Is(err, unix.ENOTEMPTY) {
+		return nil // folders in it are not ours
+	}
+	return err
 }
 
 func (d *osDir) Close() error {

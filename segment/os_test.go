@@ -241,14 +241,14 @@ func TestWithoutTmpfile(t *testing.T) {
 	if s, err := FindStart(path, MinSize, nil); err != nil || s.LSN != bigStart+2*LSN(MinSize) {
 		t.Errorf("%+v, %v", s, err)
 	}
-	// The receiver is killed: it closes nothing.
+	// The receiver is killed: the kernel closes its descriptors.
+	f.(*osFile).File.Close()
 	d.dir.(*osDir).f.Close()
 	d = open(t, path)
 	same(t, path, wantBig(to))
 	if err := d.Close(); err != nil {
 		t.Error(err)
 	}
-	f.(*osFile).File.Close()
 
 	d = open(t, path)
 	d.dir.(*osDir).noTmpfile = true
@@ -256,6 +256,18 @@ func TestWithoutTmpfile(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := f.Close(); err != nil {
+		t.Error(err)
+	}
+	notOurs := filepath.Join(path, hiddenFolder, "folder")
+	if err := os.Mkdir(notOurs, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Close(); err != nil {
+		t.Error(err)
+	}
+	d = open(t, path)
+	d.dir.(*osDir).noTmpfile = true
+	if err := os.Remove(notOurs); err != nil {
 		t.Error(err)
 	}
 	if f, err = d.dir.Create(0o600); err != nil {
@@ -320,6 +332,53 @@ func TestNamesAndStat(t *testing.T) {
 	}
 	if _, _, err := d.dir.Stat("broken"); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("broken link: %v", err)
+	}
+}
+
+// Where the file system knows no fsync of directories, there is nothing to be had, and PostgreSQL goes on, too.
+func TestNoSyncOfDirectories(t *testing.T) {
+	dir, err := OS.OpenDir("/proc")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	if err := unix.Fsync(dir.(*osDir).fd()); !errors.Is(err, unix.EINVAL) {
+		t.Fatalf("fsync of /proc: %v, want EINVAL", err)
+	}
+	if err := dir.Sync(); err != nil {
+		t.Error(err)
+	}
+}
+
+// A file system without O_TMPFILE is recognised as such.
+func TestNoTmpfile(t *testing.T) {
+	dir, err := OS.OpenDir("/proc")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	if _, err := dir.Create(0o600); err == nil || !dir.(*osDir).noTmpfile {
+		t.Errorf("%v, and O_TMPFILE is thought to work", err)
+	}
+}
+
+// Where space cannot be reserved, segments still have their full size from the beginning.
+func TestNoFallocate(t *testing.T) {
+	path := t.TempDir()
+	if err := unix.Mount("ramfs", path, "ramfs", 0, ""); err != nil {
+		t.Skipf("cannot mount a file system without fallocate: %v", err)
+	}
+	defer unix.Unmount(path, unix.MNT_DETACH)
+	makeFiles(t, path, map[string]made{"000000010000000000000005.partial": bytesOf(big.wal(1, bigStart, bigStart+5000))})
+	d := open(t, path)
+	for _, to := range []LSN{bigStart + 7000, bigStart + LSN(MinSize) + 5000} {
+		if err := receiveBig(d, to); err != nil {
+			t.Fatal(err)
+		}
+		same(t, path, wantBig(to))
+	}
+	if err := d.Close(); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -93,8 +93,13 @@ func (w *Writer) checkFirstPage(id ID, h *pageHeader) error {
 }
 
 // pageChecker holds the short header of each page against the page's address. A header may come in pieces.
+//
+// A segment need not be WAL up to its end. Zeros follow where somebody has switched to the next segment (pg_switch_wal, archive_timeout).
+// From a standby old WAL can follow instead: once it has replayed the switch it sends the rest of the segment from its file, a
+// recycled one, where it may not have received the zeros yet. So a page that isn't WAL is damage only if one that is follows.
 type pageChecker struct {
 	head [shortHeaderSize]byte
+	rest LSN // the segment's first page that isn't WAL; 0: all are
 }
 
 // shortHeaderSize is what every page begins with: magic, info, timeline and address.
@@ -104,6 +109,7 @@ const shortHeaderSize = 16
 // Segments' first pages are checkFirstPage's.
 func (c *pageChecker) check(first *pageHeader, size Size, lsn LSN, data []byte) error {
 	if begin := size.Offset(lsn); begin < pageHeaderSize {
+		c.rest = 0
 		skip := min(len(data), int(pageHeaderSize-begin))
 		data, lsn = data[skip:], lsn+LSN(skip)
 	}
@@ -118,7 +124,7 @@ func (c *pageChecker) check(first *pageHeader, size Size, lsn LSN, data []byte) 
 		offset := int(lsn & (blockSize - 1))
 		if offset < shortHeaderSize && size.Offset(lsn) >= uint32(blockSize) {
 			if copy(c.head[offset:], data); offset+len(data) >= shortHeaderSize {
-				if err := c.checkHeader(first, lsn&^(blockSize-1)); err != nil {
+				if err := c.checkHeader(first, size, lsn&^(blockSize-1)); err != nil {
 					return err
 				}
 			}
@@ -129,17 +135,23 @@ func (c *pageChecker) check(first *pageHeader, size Size, lsn LSN, data []byte) 
 	return nil
 }
 
-// checkHeader checks one page's header. A page that is all zero is what follows the end of a timeline in its last segment.
-func (c *pageChecker) checkHeader(first *pageHeader, page LSN) error {
-	if c.head == [shortHeaderSize]byte{} {
-		return nil
-	}
+// checkHeader checks one page's header.
+func (c *pageChecker) checkHeader(first *pageHeader, size Size, page LSN) error {
 	o := first.order()
-	if magic := o.Uint16(c.head[0:]); magic != o.Uint16(first[0:]) {
+	got := LSN(o.Uint64(c.head[8:]))
+	switch {
+	case c.head == [shortHeaderSize]byte{}:
+	case o.Uint16(c.head[0:]) != o.Uint16(first[0:]):
 		return fmt.Errorf("%w: the page at %s does not begin with the header of a WAL page", ErrForeign, page)
-	}
-	if got := LSN(o.Uint64(c.head[8:])); got != page {
+	case got == page && c.rest != 0:
+		return fmt.Errorf("%w: there is no WAL from %s on, but there is again at %s", ErrGap, c.rest, page)
+	case got == page:
+		return nil
+	case size.Offset(got) != size.Offset(page):
 		return fmt.Errorf("%w: where the page of %s should be is that of %s", ErrGap, page, got)
+	}
+	if c.rest == 0 {
+		c.rest = page
 	}
 	return nil
 }

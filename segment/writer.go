@@ -265,7 +265,7 @@ func (w *Writer) fit(s *openSegment, name string) error {
 		return failure("stat file", w.d.full(name), err)
 	}
 	if have > int64(w.o.Size) {
-		return fmt.Errorf("%w: file %q has %d bytes, but segments of this server have %d",
+		return fmt.Errorf("%w: file \"%s\" has %d bytes, but segments of this server have %d",
 			ErrForeign, w.d.full(name), have, w.o.Size)
 	}
 	if have < int64(w.o.Size) {

@@ -140,6 +140,16 @@ func TestFlushed(t *testing.T) {
 		if got := w.Partial(); got != "" {
 			t.Errorf("%q is said to be partial, but is not visible", got)
 		}
+
+		_, w = openTiny(t, map[string][]byte{name(1, 5) + ".partial": nil})
+		add(t, w, begin, begin+20)
+		w.Flush()
+		want("a part of a visible file's header", begin)
+		add(t, w, begin+20, begin+60)
+		want("that flush, once the header is whole", begin+60)
+		if err := w.Close(); err != nil {
+			t.Error(err)
+		}
 	})
 }
 
@@ -158,6 +168,23 @@ func TestCloseFlushes(t *testing.T) {
 		}
 		if disk.handles != 1 {
 			t.Errorf("%d files are still open", disk.handles-1)
+		}
+	})
+}
+
+// A file that cannot be closed is told of, though its data is durable.
+func TestCloseFails(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		disk, w := openTiny(t, nil)
+		disk.err = unix.EIO
+		disk.before = func(o operation) {
+			if o.kind == opClose {
+				disk.fail = len(disk.log)
+			}
+		}
+		add(t, w, begin, begin+100)
+		if err := w.Close(); !errors.Is(err, unix.EIO) || w.Flushed() != begin+100 || disk.handles != 1 {
+			t.Errorf("%v, flushed %s, %d files are still open", err, w.Flushed(), disk.handles-1)
 		}
 	})
 }

@@ -629,6 +629,26 @@ func TestStopWithoutAnAnswer(t *testing.T) {
 	}
 }
 
+// A connection that its owner closes is lost, whether that shows while reading, writing or setting a deadline.
+func TestConnectionClosedByItsOwner(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPlay(t, oneTimeline(0x300000))
+		p.call(func(ctx context.Context) error { return p.s.DropSlot(ctx, "s", true) })
+		p.expect(`DROP_REPLICATION_SLOT "s" WAIT`)
+		p.client.Close()
+		if err := <-p.result; !errors.Is(err, ErrConnectionLost) {
+			t.Error(err)
+		}
+		if _, err := p.s.wire.read(1, time.Now().Add(time.Hour)); !errors.Is(err, ErrConnectionLost) {
+			t.Error(err)
+		}
+		if err := p.s.wire.write([]byte("x")); !errors.Is(err, ErrConnectionLost) {
+			t.Error(err)
+		}
+		p.unusable()
+	})
+}
+
 // A connection that comes with a deadline from its earlier life is as good as any.
 func TestConnectionWithAnOldDeadline(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

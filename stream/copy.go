@@ -38,6 +38,7 @@ type copyStream struct {
 	c *wire
 	w *segment.Writer
 
+	guard   *guard
 	payload int         // bytes of the current WAL message's data that are still to come
 	next    segment.LSN // where they begin
 
@@ -50,9 +51,10 @@ type copyStream struct {
 	shown      time.Time // when the last progress event was
 	changed    bool      // something has happened since then
 
-	unflushed time.Time // since when something is written that no flush was asked for; zero: nothing is
-	blind     time.Time // since when nothing is read, because of the disk; zero: it is read
-	full      time.Time // when writing failed on a full disk that we wait for; zero: it did not
+	wanted    segment.LSN // up to where a flush was asked for because of its interval
+	unflushed time.Time   // since when something is written that no flush was asked for; zero: nothing is
+	blind     time.Time   // since when nothing is read, because of the disk; zero: it is read
+	full      time.Time   // when writing failed on a full disk that we wait for; zero: it did not
 
 	segment string     // the name of the segment that is being written,
 	named   segment.ID // which is this one
@@ -95,6 +97,7 @@ func newCopyStream(r *receiver) *copyStream {
 			c.s.wake()
 		},
 	})
+	c.guard = newGuard(func() error { return c.sendStatus(false) })
 	c.lastStatus = time.Now()
 	c.lastHeard = c.lastStatus
 	return c
@@ -204,7 +207,9 @@ func (c *copyStream) consume() (ending, error) {
 
 // store writes a piece of WAL data.
 func (c *copyStream) store(data []byte) (ending, error) {
+	c.guard.enter()
 	n, err := c.w.Append(c.next, data)
+	c.guard.leave()
 	if c.waitsForDisk(err) && c.w.Err() == nil {
 		c.full = time.Now()
 		c.diskFull(err)
@@ -333,6 +338,7 @@ func (c *copyStream) settle() error {
 	if !c.news.Swap(false) {
 		return nil
 	}
+	c.publish(c.state()) // what the callbacks look at must not be older than what they are told
 	for _, e := range c.w.Events() {
 		c.tell(e)
 	}
@@ -396,12 +402,12 @@ func (c *copyStream) keepUp(now time.Time) error {
 func (c *copyStream) flushInTime(now time.Time) {
 	switch {
 	case c.o.FlushInterval <= 0 || c.o.Synchronous:
-	case c.w.Flushed() >= c.w.Written():
+	case max(c.w.Flushed(), c.wanted) >= c.w.Written():
 		c.unflushed = time.Time{}
 	case c.unflushed.IsZero():
 		c.unflushed = now
 	case now.Sub(c.unflushed) >= c.o.FlushInterval:
-		c.unflushed = now
+		c.unflushed, c.wanted = time.Time{}, c.w.Written()
 		c.w.Flush()
 	}
 }

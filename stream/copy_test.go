@@ -110,7 +110,8 @@ func TestRefusedStream(t *testing.T) {
 		{"55006", 1, ErrSlotBusy},
 		{"XX000", 1, ErrTimeline},             // "requested starting point … on timeline 1 is not in this server's history"
 		{"XX000", 2, (*ServerError)(nil)},     // "requested starting point … is ahead of the WAL flush position"
-		{"55000", 1, (*ServerError)(nil)},     // "cannot read from replication slot"
+		{"55000", 1, (*ServerError)(nil)},     // "cannot use a logical replication slot for physical replication"
+		{"55000 lost", 1, ErrWALRemoved},      // "can no longer access replication slot"
 		{"58P01", 1, (*ServerError)(nil)},     // not of WAL: WAL that is gone shows in the stream
 		{"57P01 FATAL", 1, ErrConnectionLost}, // the server is shut down
 		{"57P01 PANIC", 1, ErrConnectionLost}, // or worse
@@ -122,8 +123,9 @@ func TestRefusedStream(t *testing.T) {
 			p.receive(Options{Slot: "s", StartLSN: 0x300000, StartTimeline: test.timeline, ReceiveTimeout: -1})
 			p.identify()
 			state, severity, fatal := strings.Cut(test.state, " ")
-			if !fatal {
-				severity = "ERROR"
+			lost := severity == "lost"
+			if !fatal || lost {
+				severity, fatal = "ERROR", false
 			}
 			answer := refusal(severity, state, "no")
 			if fatal {
@@ -132,6 +134,14 @@ func TestRefusedStream(t *testing.T) {
 			p.command(fmt.Sprintf(`START_REPLICATION SLOT "s" 0/300000 TIMELINE %d`, test.timeline), answer...)
 			if test.want == ErrTimeline { // it may be one that the server has left
 				p.command("TIMELINE_HISTORY 2", answerOf("00000002.history", "1\t0/300000\n")...)
+			}
+			switch {
+			case lost: // asked for twice: whether it is lost, and what to say of it
+				for range 2 {
+					p.command(`READ_REPLICATION_SLOT "s"`, answerOf("physical", nil, nil)...)
+				}
+			case state == "55000":
+				p.command(`READ_REPLICATION_SLOT "s"`, answerOf("physical", "0/300000", 1)...)
 			}
 			err := p.outcome()
 			var e *ServerError
@@ -326,6 +336,31 @@ func TestReplyBeforeASlowFlush(t *testing.T) {
 		}
 		time.Sleep(time.Minute)
 		p.quiet()
+	})
+}
+
+// A write that hangs doesn't keep the server from hearing of us.
+func TestStatusWhileAWriteHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMemory()
+		m.hook = func(op, _ string) error {
+			if op == "write" {
+				time.Sleep(1200 * time.Millisecond)
+			}
+			return nil
+		}
+		p := newPlay(t, oneTimeline(0x300080)).with(m)
+		p.begin(Options{Slot: "s", StartLSN: 0x300000, StatusInterval: -1}, 0x300000)
+		asked := time.Now()
+		p.wal(0x300000, 100)
+		for i := range 2 {
+			if m := p.expect("status 0/300000 0/300000"); m.at.Sub(asked) != time.Duration(i+1)*blindInterval {
+				t.Errorf("the server heard of us after %s", m.at.Sub(asked))
+			}
+		}
+		time.Sleep(time.Minute)
+		p.quiet()
+		p.finish(0x300064, 0x300064)
 	})
 }
 

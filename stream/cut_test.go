@@ -84,16 +84,14 @@ func TestCutAroundTheEndOfASegment(t *testing.T) {
 		if !bytes.Equal(reference.sent[boundary:boundary+40], reference.c.wal(1, 0x400000, 40)) {
 			t.Fatal("the second segment begins elsewhere")
 		}
-		for _, around := range [][2]int{{second - 1, second + 32}, {boundary - 1, boundary + 42}} {
-			for cut := around[0]; cut < around[1]; cut++ {
-				p := session(t)
-				p.cut = cut
-				p.is(p.run())
-				p.close()
-				p.hasWAL(1, 0x300000, 0x400080)
-				if !slices.Equal(p.trace, reference.trace) {
-					t.Fatalf("cut at %d, the client sent %q,\nexpected %q", cut, p.trace, reference.trace)
-				}
+		for cut := boundary - 1; cut < boundary+42; cut++ {
+			p := session(t)
+			p.cut = cut
+			p.is(p.run())
+			p.close()
+			p.hasWAL(1, 0x300000, 0x400080)
+			if !slices.Equal(p.trace, reference.trace) {
+				t.Fatalf("cut at %d, the client sent %q,\nexpected %q", cut, p.trace, reference.trace)
 			}
 		}
 	})
@@ -153,7 +151,7 @@ func TestConnectionBreaksEverywhere(t *testing.T) {
 			}
 			left := p.dir.crash()
 			if g.FlushedLSN != 0 {
-				if err := left.holds(g.Timeline, 0x300000, g.FlushedLSN, func(lsn segment.LSN, n int) []byte { return p.c.wal(g.Timeline, lsn, n) }); err != nil {
+				if err := left.holds(g.Timeline, 0x300000, g.FlushedLSN, testSize, func(lsn segment.LSN, n int) []byte { return p.c.wal(g.Timeline, lsn, n) }); err != nil {
 					t.Fatalf("broken at %d: %v", eof, err)
 				}
 			}

@@ -83,12 +83,13 @@ func fail(kind error, format string, args ...any) error {
 
 // SQLSTATEs that a caller has to tell apart (errcodes.txt in PostgreSQL's source).
 const (
-	stateSyntaxError     = "42601"
-	stateUndefinedObject = "42704"
-	stateDuplicateObject = "42710"
-	stateObjectInUse     = "55006"
-	stateUndefinedFile   = "58P01"
-	stateInternalError   = "XX000"
+	stateSyntaxError            = "42601"
+	stateUndefinedObject        = "42704"
+	stateDuplicateObject        = "42710"
+	stateObjectInUse            = "55006"
+	stateUndefinedFile          = "58P01"
+	stateNotInPrerequisiteState = "55000"
+	stateInternalError          = "XX000"
 )
 
 // commandFailure turns the server's refusal of a command into an error.

@@ -104,21 +104,26 @@ func (m *memory) check(t testing.TB) {
 	}
 }
 
-// holds tells whether WAL is durable: from the first byte of a segment to the byte before end.
-func (m *memory) holds(timeline segment.Timeline, begin, end segment.LSN, want func(lsn segment.LSN, n int) []byte) error {
+// holds tells whether WAL is durable: from the first byte of a segment to the byte before end. What it must be is given by
+// want; without that, it is what was written.
+func (m *memory) holds(timeline segment.Timeline, begin, end segment.LSN, size segment.Size, want func(lsn segment.LSN, n int) []byte) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	for lsn := begin; lsn < end; lsn += segment.LSN(testSize) {
-		name := segment.At(timeline, lsn, testSize).Name(testSize)
+	for lsn := begin; lsn < end; lsn += segment.LSN(size) {
+		name := segment.At(timeline, lsn, size).Name(size)
 		f := m.durable[name]
 		if f == nil {
 			f = m.durable[name+".partial"]
 		}
-		n := int(min(end-lsn, segment.LSN(testSize)))
+		n := int(min(end-lsn, segment.LSN(size)))
 		if f == nil || len(f.synced) < n {
 			return fmt.Errorf("of segment %s, not all of %d bytes are durable", name, n)
 		}
-		if !bytes.Equal(f.synced[:n], want(lsn, n)) {
+		expected := f.data[:n]
+		if want != nil {
+			expected = want(lsn, n)
+		}
+		if !bytes.Equal(f.synced[:n], expected) {
 			return fmt.Errorf("segment %s differs in its first %d bytes", name, n)
 		}
 	}

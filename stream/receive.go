@@ -345,31 +345,49 @@ func (r *receiver) receiveTimeline(ctx context.Context) (*nextTimeline, error) {
 			// The only refusal without an SQLSTATE of its own that names another timeline (StartReplication in walsender.c).
 			return nil, fail(ErrTimeline, "%w", err)
 		}
+		if hasState(err, stateNotInPrerequisiteState) && r.slotIsLost(ctx) {
+			// Since 18 a slot that was invalidated cannot be used any more (ReplicationSlotAcquire in slot.c).
+			return nil, r.explainRemoved(ctx, r.start, err)
+		}
 		return nil, err
 	}
 	if !a.copyBoth {
 		// The position is exactly where the timeline ended: there is nothing to copy.
 		return r.parseNext(a.rows, r.start)
 	}
-	next, err := newCopyStream(r).run(ctx)
+	c := newCopyStream(r)
+	next, err := c.run(ctx)
 	if errors.Is(err, ErrWALRemoved) && !r.filling {
-		err = r.explainRemoved(ctx, err)
+		err = r.explainRemoved(ctx, c.next, err)
 	}
 	return next, err
 }
 
-// explainRemoved adds to ErrWALRemoved what was wanted, what there is, and what to do.
-func (r *receiver) explainRemoved(ctx context.Context, err error) error {
-	wanted := r.s.Progress().WrittenLSN
+// explainRemoved makes an ErrWALRemoved that says what was wanted, what there is, and what to do.
+func (r *receiver) explainRemoved(ctx context.Context, wanted segment.LSN, err error) error {
 	text := fmt.Sprintf("the WAL from %s on (segment %s) is needed", wanted,
 		segment.At(r.timeline, wanted, r.sys.SegmentSize).Name(r.sys.SegmentSize))
 	if r.o.Slot != "" && r.s.usable.Load() {
-		if slot, err := r.s.readSlot(ctx, r.o.Slot); err == nil && slot.RestartLSN != 0 {
+		slot, slotErr := r.s.readSlot(ctx, r.o.Slot)
+		switch {
+		case slotErr != nil:
+		case slot.RestartLSN == 0:
+			text += fmt.Sprintf("; slot %q keeps none any more: drop it, and create it again", r.o.Slot)
+		default:
 			text += fmt.Sprintf("; slot %q keeps WAL from %s on", r.o.Slot, slot.RestartLSN)
 		}
 	}
 	return fail(ErrWALRemoved, "%s; the archive has a gap from there on: make a new base backup and receive into an empty directory: %w",
 		text, err)
+}
+
+// slotIsLost tells whether the slot keeps no WAL, after the server has refused to use it.
+func (r *receiver) slotIsLost(ctx context.Context) bool {
+	if r.o.Slot == "" || !r.s.usable.Load() {
+		return false
+	}
+	slot, err := r.s.readSlot(ctx, r.o.Slot)
+	return err == nil && slot.RestartLSN == 0
 }
 
 // parseNext reads the row that ends a timeline (ReadEndOfStreamingResult in receivelog.c).

@@ -28,12 +28,12 @@ func DialFD(fd int) (*Socket, error) {
 	if _, err := unix.Getpeername(fd); err != nil {
 		return nil, fail(ErrNotConnected, "socket %d is not connected", fd)
 	}
-	dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+	dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 3)
 	if err != nil {
 		return nil, fail(errors.ErrUnsupported, "could not duplicate descriptor %d: %w", fd, err)
 	}
 	f := os.NewFile(uintptr(dup), "connection")
-	conn, err := net.FileConn(f) // duplicates once more, and makes the socket non-blocking
+	conn, err := fileConn(f)
 	f.Close()
 	if err != nil {
 		return nil, fail(ErrNotSocket, "descriptor %d cannot be used: %w", fd, plain(err))
@@ -50,6 +50,29 @@ func DialFD(fd int) (*Socket, error) {
 	s := &Socket{Conn: conn, raw: raw}
 	s.tryRead, s.tryWrite = s.recv, s.send
 	return s, nil
+}
+
+// fileConn is net.FileConn, which duplicates once more and makes the socket non-blocking; but its descriptor is never one of the
+// standard ones, which a host may have closed and go on printing to.
+func fileConn(f *os.File) (net.Conn, error) {
+	for {
+		conn, err := net.FileConn(f)
+		if err != nil {
+			return nil, err
+		}
+		raw, err := conn.(syscall.Conn).SyscallConn()
+		standard := false
+		if err == nil {
+			err = raw.Control(func(fd uintptr) { standard = fd <= 2 })
+		}
+		if err == nil && !standard {
+			return conn, nil
+		}
+		defer conn.Close() // keeps the place taken until there is a better one
+		if err != nil {
+			return nil, err
+		}
+	}
 }
 
 // Socket is a net.Conn whose descriptor may be in blocking mode: each call says for itself that it must not block,

@@ -6,8 +6,10 @@ import (
 	"errors"
 	"net"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -257,11 +259,16 @@ func TestDeadSocket(t *testing.T) {
 			p.wal(0x300000, 100)
 			p.send(keepalive(0x300080, 1))
 			p.expect("status 0/300064 0/300064")
+			signals := make(chan os.Signal, 1)
+			signal.Notify(signals, unix.SIGPIPE)
+			defer signal.Stop(signals)
 			if way == "reset" {
 				server.(*net.TCPConn).SetLinger(0)
 			}
 			server.Close()
-			p.end(ErrConnectionLost)
+			if err := p.end(ErrConnectionLost); way == "closed" && !strings.Contains(err.Error(), "closed the connection unexpectedly") {
+				t.Error(err)
+			}
 			p.unusable()
 			p.hasWAL(1, 0x300000, 0x300064)
 			for range 3 { // EPIPE at the latest
@@ -272,6 +279,11 @@ func TestDeadSocket(t *testing.T) {
 			}
 			if err == nil {
 				t.Error("a write to a dead connection works")
+			}
+			select {
+			case <-signals:
+				t.Error("a write to a dead connection raises SIGPIPE")
+			case <-time.After(10 * time.Millisecond):
 			}
 		})
 	}

@@ -3,6 +3,7 @@ package stream
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -33,10 +34,14 @@ func TestStop(t *testing.T) {
 					p.wal(0x300000, received)
 				}
 				begin := time.Now()
-				p.finish(0x300000+segment.LSN(received), 0)
+				p.stop()
+				p.expect(fmt.Sprintf("status %s 0/0", 0x300000+segment.LSN(received)))
+				p.copyEnds()
+				p.end(ErrStopped)
 				if d := time.Since(begin); d != 0 {
 					t.Errorf("after %s", d)
 				}
+				p.usable()
 				p.hasWAL(1, 0x300000, 0x300000+segment.LSN(received))
 				p.again(Options{StartLSN: 0x300000})
 				p.hasWAL(1, 0x300000, 0x500080)

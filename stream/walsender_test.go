@@ -218,7 +218,7 @@ func (p *play) status(b []byte) string {
 		p.t.Errorf("status with the flushed position %s: without a slot it must be 0", flushed)
 	case reports && !p.onDisk:
 		want := func(lsn segment.LSN, n int) []byte { return p.c.wal(p.streaming, lsn, n) }
-		if err := p.dir.holds(p.streaming, p.from, flushed, want); err != nil {
+		if err := p.dir.holds(p.streaming, p.from, flushed, testSize, want); err != nil {
 			p.t.Errorf("status with flushed %s: %v", flushed, err)
 		}
 	}
@@ -272,6 +272,15 @@ func (p *play) tellers(owner string) Events {
 		SegmentCompleted: func(s Segment) error { return tell("completed %s %s-%s", s.Name, s.LSN, s.EndLSN) },
 		TimelineSwitched: func(s TimelineSwitch) error {
 			return tell("switched %d-%d at %s, going on at %s", s.OldTimeline, s.NewTimeline, s.SwitchLSN, s.StartLSN)
+		},
+		Hole: func(h Hole) error {
+			return tell("%s %s-%s", [...]string{"hole", "filled", "lost"}[h.State], h.LSN, h.EndLSN)
+		},
+		DiskFull: func(d DiskFull) error {
+			if d.Full {
+				return tell("full: %v", d.Err)
+			}
+			return tell("room after %s", d.Waited)
 		},
 		Progress: func(Progress) error { return tell("progress") },
 	}
@@ -369,9 +378,12 @@ func (p *play) tidy() {
 	}
 }
 
-// usable runs a command on the connection, which must be idle.
+// usable runs a command on the connection, which must be idle, after every timer of what was before.
 func (p *play) usable() {
 	p.t.Helper()
+	if p.bubble {
+		time.Sleep(time.Hour)
+	}
 	if !p.s.Usable() {
 		p.t.Fatal("the connection is not usable")
 	}

@@ -128,7 +128,11 @@ func fixStart(t testing.TB, c *pg.Cluster, dir string, lsn pg.LSN) {
 // server's own bytes, no hole, no file that doesn't belong there.
 func verify(t testing.TB, c *pg.Cluster, dir string, begin, end pg.LSN) {
 	t.Helper()
-	timeline := c.Timeline()
+	verifyOn(t, c, c.Timeline(), dir, begin, end)
+}
+
+func verifyOn(t testing.TB, c *pg.Cluster, timeline uint32, dir string, begin, end pg.LSN) {
+	t.Helper()
 	checkNames(t, c, dir)
 	if missing := c.CompareWithServer(dir).Missing; len(missing) > 0 {
 		t.Errorf("the server doesn't have %v to compare with", missing)

@@ -94,6 +94,13 @@ func writeSome(ctx context.Context, conn *pgconn.PgConn) error {
 	return err
 }
 
+// writeSmall commits a little.
+func writeSmall(ctx context.Context, conn *pgconn.PgConn) error {
+	_, err := conn.Exec(ctx, "select pg_logical_emit_message(true, 'commit', 'small')").ReadAll()
+	pause(ctx, time.Millisecond)
+	return err
+}
+
 // round starts a receiver, kills it, and looks at what it has left.
 func (k *killing) round(r *receiver) {
 	t := k.t

@@ -130,7 +130,7 @@ func hashOf(t *testing.T, libraries string) string {
 // status 0, and print nothing to stderr: nor must the libraries.
 func runHost(t *testing.T, program, libraries string, env []string, args ...string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, program, args...)
 	cmd.Dir = t.TempDir()
@@ -360,9 +360,15 @@ func TestRelay(t *testing.T) {
 		{"valgrind", nil, []string{"--error-exitcode=9", "--leak-check=full", "--track-fds=no", "--log-file=valgrind"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			object := filepath.Join(t.TempDir(), "relay.o")
-			run(t, cc(), slices.Concat(cFlags, c.flags, []string{"-c", "-o", object, "loader/relay.c"})...)
-			host := compile(t, "relay", libraries, slices.Concat(c.flags, []string{"-Iloader", object})...)
+			folder := t.TempDir()
+			flags := slices.Concat(c.flags, []string{"-Iloader"})
+			var objects []string
+			for _, name := range []string{"relay", "descriptors"} {
+				object := filepath.Join(folder, name+".o")
+				run(t, cc(), slices.Concat(cFlags, flags, []string{"-c", "-o", object, "loader/" + name + ".c"})...)
+				objects = append(objects, object)
+			}
+			host := compile(t, "relay", libraries, slices.Concat(flags, objects)...)
 			if c.under == nil {
 				runHost(t, host, libraries, nil)
 				return

@@ -132,11 +132,24 @@ func (c *counter) event(e event) {
 		if t.parent != nil {
 			t.parent.subtestsFailed = true
 		}
-		if !t.subtestsFailed {
-			p.failed++ // else its subtests have been counted
+		if t.subtestsFailed {
+			fmt.Fprint(c.out, ownWords(t.output.String())) // its subtests have been counted
+			return
 		}
+		p.failed++
 		fmt.Fprintf(c.out, "FAIL  %s %s%s\n%s", e.Package, e.Test, map[string]string{"skip": ": a skipped test counts as failed"}[e.Action], t.output.String())
 	}
+}
+
+// ownWords is what a test has printed without the lines that go test adds.
+func ownWords(output string) string {
+	var own strings.Builder
+	for line := range strings.Lines(output) {
+		if !strings.HasPrefix(line, "=== ") && !strings.HasPrefix(strings.TrimSpace(line), "--- ") {
+			own.WriteString(line)
+		}
+	}
+	return own.String()
 }
 
 // end closes a package.

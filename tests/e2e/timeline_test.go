@@ -109,9 +109,8 @@ func TestPromotionAtSegmentBoundary(t *testing.T) {
 	hasFiles(rs, b.SegmentName(1, boundary-1), "00000002.history")
 }
 
-// Better: a first start on timeline 3 brings the history files of all timelines before, without which nobody can recover to a
-// point on one of them.
-func TestBetterAllHistories(t *testing.T) {
+// A first start on timeline 3 brings its history file, which tells of the timelines before.
+func TestFreshStartOnALaterTimeline(t *testing.T) {
 	t.Parallel()
 	a := pg.New(t, pg.Options{SegmentSizeMB: 1})
 	b := a.Standby("b")
@@ -121,10 +120,10 @@ func TestBetterAllHistories(t *testing.T) {
 	c.WaitReplayed(b.Tick())
 	b.Stop(pg.Immediate)
 	c.Promote()
-	rs := []*receiver{ours(t)}
+	rs := both(t)
 	startAll(rs, c)
 	end := c.Generate(2)
 	stopAt(rs, c, end)
 	verify(rs, c, 3, end)
-	hasFiles(rs, "00000002.history", "00000003.history")
+	hasFiles(rs, "00000003.history")
 }

@@ -135,6 +135,7 @@ int main(int argc, char **argv)
     REQUIRE(argc >= 3);
     conninfo = conninfo2 = argv[1];
     o.directory = argv[2];
+    o.status_interval = 200; /* the tests wait for what the server hears */
     o.events.log = on_log;
     o.events.segment_completed = on_completed;
     for (int i = 3; i < argc; i++)

@@ -21,7 +21,7 @@ int main(void)
     receivewal *rw = attach(fd);
     receivewal_options o = RECEIVEWAL_OPTIONS_INIT;
     receivewal_start_point start = RECEIVEWAL_START_POINT_INIT;
-    char directory[100];
+    char directory[100], here[1000];
 
     snprintf(directory, sizeof(directory), "%s", new_directory());
     REQUIRE(chmod(".", 0755) == 0 && chmod(directory, 0777) == 0);
@@ -29,6 +29,11 @@ int main(void)
 
     o.directory = below(directory, "missing");
     CHECK_ERROR("a missing directory", receivewal_receive(rw, &o), RECEIVEWAL_ERR_NO_DIRECTORY, rw, "/missing");
+    o.directory = "missing, relative";
+    REQUIRE(getcwd(here, sizeof(here)) != NULL);
+    strcat(here, "/missing, relative");
+    CHECK_ERROR("a relative directory is one in the working directory of now", receivewal_receive(rw, &o), RECEIVEWAL_ERR_NO_DIRECTORY, rw,
+                here);
     CHECK("the connection is not touched", receivewal_connection_usable(rw) == 1, "unusable");
     file = open(below(directory, "file"), O_CREAT | O_WRONLY, 0600);
     REQUIRE(file >= 0);

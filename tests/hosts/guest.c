@@ -14,6 +14,26 @@ static int standard_descriptors_in_use(void)
     return count;
 }
 
+static server first, second;
+static int replacement;
+
+/* The first connection is lost in the middle. */
+static int cut_off(void *ctx, const receivewal_segment *segment)
+{
+    (void)ctx;
+    if (segment->lsn == SERVER_START)
+        shutdown(first.fd, SHUT_RDWR);
+    return 0;
+}
+
+static int connect_anew(void *ctx, const receivewal_reconnection *reconnection, receivewal_connection *connection)
+{
+    (void)ctx;
+    (void)reconnection;
+    connection->fd = replacement;
+    return 0;
+}
+
 /* Those that survive exec, from 3 on. */
 static int inheritable(void)
 {
@@ -27,7 +47,6 @@ static int inheritable(void)
 int main(void)
 {
     const int inherited = inheritable();
-    server server;
     receivewal_options o = RECEIVEWAL_OPTIONS_INIT;
     receivewal_start_point start = RECEIVEWAL_START_POINT_INIT;
     receivewal_status received, found;
@@ -36,9 +55,10 @@ int main(void)
     mode_t mask;
     receivewal *rw;
     int in_use[2], output = fcntl(1, F_DUPFD_CLOEXEC, 100);
-    int fd = server_start(&server, SERVER_START + 4 * SERVER_SEGMENT, 0), leaky;
+    int fd = server_start(&first, SERVER_START + SERVER_SEGMENT + 1, 0), leaky;
 
-    REQUIRE(output >= 100 && fd > 2);
+    replacement = server_start(&second, SERVER_START + 4 * SERVER_SEGMENT, 0);
+    REQUIRE(output >= 100 && fd > 2 && replacement > 2);
     umask(0777);
     close(0);
     close(1);
@@ -54,6 +74,8 @@ int main(void)
     o.start_lsn = SERVER_START;
     o.end_lsn = SERVER_START + 3 * SERVER_SEGMENT;
     o.file_mode = 0640;
+    o.events.segment_completed = cut_off;
+    o.events.reconnect = connect_anew;
     received = receivewal_start(rw, &o);
     REQUIRE(getcwd(here, sizeof(here)) != NULL);
     strcat(strcat(here, "/"), o.directory);

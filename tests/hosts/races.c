@@ -38,7 +38,10 @@ static void *stop(void *unused)
 {
     while (!atomic_load(&over))
     {
-        receivewal_stop(atomic_load(&shared));
+        receivewal *rw = atomic_load(&shared);
+
+        receivewal_stop(rw);
+        receivewal_errmsg(rw); /* not looked into: it is valid only until the next call on the handle */
         sleep_ms(3);
     }
     return unused;

@@ -1,6 +1,6 @@
 /*
- * The relay by itself, without a core: this program is the core at the other end of the pair. Linked with loader/relay.c alone, so
- * that valgrind and the sanitizers see all that there is.
+ * The relay by itself, without a core: this program is the core at the other end of the pair. Linked with loader/relay.c and
+ * what that needs, so that valgrind and the sanitizers see all that there is.
  */
 #include <errno.h>
 #include <sys/epoll.h>
@@ -16,6 +16,11 @@ receivewal_status rw_core_lost(uint64_t id, const char *why)
     told += id == 42;
     snprintf(reason, sizeof(reason), "%s", why);
     return RECEIVEWAL_OK;
+}
+
+bool rw_forked(void)
+{
+    return false;
 }
 
 int rw_not_standard(int fd)
