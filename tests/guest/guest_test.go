@@ -303,3 +303,15 @@ func clean(t *testing.T, dir string) {
 		}
 	}
 }
+
+// A daemon: no standard descriptors, no environment, a process title, another working directory.
+func TestDaemon(t *testing.T) {
+	t.Parallel()
+	libraries := lib(t)
+	c, folder := pg.New(t, pg.Options{SegmentSizeMB: 1}), t.TempDir()
+	h := start(t, libraries, compile(t, "daemon", libraries), c.ConnString(), folder, "4")
+	h.flow(c, 50*time.Millisecond)
+	c.CompareWithServer(filepath.Join(folder, "0"))
+	c.CheckNoHole(filepath.Join(folder, "0"))
+	clean(t, filepath.Join(folder, "0"))
+}
