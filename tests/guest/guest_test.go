@@ -278,3 +278,40 @@ func sanitized(t *testing.T, libraries string, flags ...string) string {
 	}
 	return folder
 }
+
+// A thousand times attach, receive, detach on one connection: nothing adds up.
+func TestRounds(t *testing.T) {
+	t.Parallel()
+	libraries := lib(t)
+	rounds := 1000
+	if long() {
+		rounds = 10000
+	}
+	c, folder := pg.New(t, pg.Options{SegmentSizeMB: 1}), t.TempDir()
+	c.Generate(2)
+	h := start(t, libraries, compile(t, "rounds", libraries), c.ConnString(), folder, filepath.Join(libraries, "libreceivewal-core.so.1"), fmt.Sprint(rounds))
+	h.finish()
+	clean(t, filepath.Join(folder, "0"))
+}
+
+// clean fails the test if anything but segments and history files is in a directory, hidden or not.
+func clean(t *testing.T, dir string) {
+	t.Helper()
+	for _, entry := range must(os.ReadDir(dir)) {
+		if !regexp.MustCompile(`^[0-9A-F]{24}(\.partial)?$|^[0-9A-F]{8}\.history$`).MatchString(entry.Name()) {
+			t.Errorf("%s was left in the directory", entry.Name())
+		}
+	}
+}
+
+// A daemon: no standard descriptors, no environment, a process title, another working directory.
+func TestDaemon(t *testing.T) {
+	t.Parallel()
+	libraries := lib(t)
+	c, folder := pg.New(t, pg.Options{SegmentSizeMB: 1}), t.TempDir()
+	h := start(t, libraries, compile(t, "daemon", libraries), c.ConnString(), folder, "4")
+	h.flow(c, 50*time.Millisecond)
+	c.CompareWithServer(filepath.Join(folder, "0"))
+	c.CheckNoHole(filepath.Join(folder, "0"))
+	clean(t, filepath.Join(folder, "0"))
+}
