@@ -21,6 +21,18 @@ static int stop_at_once(void *ctx, const receivewal_segment *segment)
     return 1;
 }
 
+static void on_log(void *ctx, receivewal_log_level level, const char *text)
+{
+    (void)level;
+    *(size_t *)ctx += strlen(text);
+}
+
+static int on_progress(void *ctx, const receivewal_progress *progress)
+{
+    *(size_t *)ctx += strlen(progress->segment);
+    return 0;
+}
+
 /* Who still has the directory locked, or open? */
 static bool unlocked(const char *directory)
 {
@@ -42,6 +54,7 @@ int main(int argc, char **argv)
     int64_t (*alive)(void), began;
     long before = 0, after;
     receivewal *rw;
+    size_t told = 0;
     PGconn *conn;
     void *core;
 
@@ -54,6 +67,9 @@ int main(int argc, char **argv)
     /* A first receive, of something. */
     rw = pg_attach(conn);
     REQUIRE(receivewal_identify(rw, &system) == RECEIVEWAL_OK);
+    o.events.ctx = &told;
+    o.events.log = on_log;
+    o.events.progress = on_progress;
     o.start_lsn = system.lsn - (2 << 20);
     o.end_lsn = system.lsn - 1;
     CHECK_STATUS("a receive to the end", receivewal_receive(rw, &o), RECEIVEWAL_OK);
@@ -91,6 +107,7 @@ int main(int argc, char **argv)
     printf("# %d rounds, %d us each; %ld KiB after a fifth of them, %ld KiB at the end\n", rounds,
            (int)((milliseconds() - began) * 1000 / rounds), before, after);
     CHECK("every round", failed == 0, "%d failed", failed);
+    CHECK("events came", told > 0, "none");
     CHECK("memory is flat", after - before < 2048, "%ld KiB more", after - before);
     CHECK("no session and no goroutine is left", alive() == 0, "%d", (int)alive());
     CHECK("no descriptor is left", descriptors() == before_fds, "%d before, %d after", before_fds, descriptors());
