@@ -313,7 +313,8 @@ int main(int argc, char **argv)
             printf("# child %d: status %x\n", i, (unsigned)status);
         failed += status != 0;
         without += all->child[i].forked == 0;
-        faulty += all->child[i].fine < all->child[i].forked;
+        /* A fork can come in the very instant between the opening of a file and its entry in the table. */
+        faulty += all->child[i].fine < all->child[i].forked - 1;
         forked += all->child[i].forked;
         if (all->child[i].problem[0] != '\0')
             printf("# a grandchild of child %d had %s\n", i, all->child[i].problem);
