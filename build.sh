@@ -51,6 +51,8 @@ needed_to_test=(
     npm:npm
     lz4:lz4
     zstd:zstd
+    /sbin/mkfs.ext4:e2fsprogs
+    /sbin/fsfreeze:util-linux
     /usr/bin/python3:python3
     /usr/lib/python3/dist-packages/psycopg2:python3-psycopg2
 )
@@ -243,12 +245,12 @@ test_all() {
     [ "$failed" = 0 ] && [ "$passed" -gt 0 ]
 }
 
-# What takes hours rather than minutes. The tests read the environment.
+# What takes hours rather than minutes. The tests read the environment; RECEIVEWAL_SEED=N has the choices of an earlier run again.
 soak() {
     need "${needed_to_build[@]}" "${needed_to_demo[@]}" "${needed_to_test[@]}"
     build
     tests/servers.sh all
-    RECEIVEWAL_SOAK=${1:-1} RECEIVEWAL_LONG=1 go test -count=1 -p 1 -timeout 0 ./tests/archive ./tests/guest
+    RECEIVEWAL_SOAK=${1:-1} RECEIVEWAL_LONG=1 go test -v -count=1 -p 1 -timeout 0 ./tests/archive ./tests/guest
 }
 
 fuzz() {

@@ -97,7 +97,10 @@ func newCopyStream(r *receiver) *copyStream {
 			c.s.wake()
 		},
 	})
-	c.guard = newGuard(func() error { return c.sendStatus(false) })
+	c.guard = newGuard(func() error {
+		c.lastHeard = time.Now() // it is not the server who is silent
+		return c.sendStatus(false)
+	})
 	c.lastStatus = time.Now()
 	c.lastHeard = c.lastStatus
 	return c

@@ -162,6 +162,19 @@ func TestRefusedStream(t *testing.T) {
 	}
 }
 
+// An error is the end of the command: no stream can begin after it.
+func TestStreamAfterAnError(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPlay(t, oneTimeline(0x300080))
+		p.receive(Options{StartLSN: 0x300000, ReceiveTimeout: -1})
+		p.identify()
+		p.command("START_REPLICATION 0/300000 TIMELINE 1", errorOf("ERROR", "XX000", "no"), &pgproto3.CopyBothResponse{})
+		p.end(ErrProtocol)
+		p.quiet()
+		p.unusable()
+	})
+}
+
 // A timeline that the server has not reached yet is not asked for.
 func TestTimelineOfTheFuture(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -362,6 +375,35 @@ func TestStatusWhileAWriteHangs(t *testing.T) {
 		p.quiet()
 		p.finish(0x300064, 0x300064)
 	})
+}
+
+// A disk that hangs for longer than the server may be silent, whatever it is asked to do, is not blamed on the server.
+func TestSilenceThatIsOurs(t *testing.T) {
+	for _, op := range []string{"create", "allocate", "write"} {
+		t.Run(op, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				m, hung := newMemory(), false
+				m.hook = func(o, _ string) error {
+					if o == op && !hung {
+						hung = true
+						time.Sleep(20100 * time.Millisecond)
+					}
+					return nil
+				}
+				p := newPlay(t, oneTimeline(0x300080)).with(m)
+				p.begin(Options{StartLSN: 0x300000, ReceiveTimeout: 8 * time.Second}, 0x300000)
+				p.wal(0x300000, 80)
+				for range 40 {
+					p.expect("status 0/300000 0/0")
+				}
+				time.Sleep(2 * time.Second)
+				p.quiet()
+				p.wal(0x300050, 20)
+				p.finish(0x300064, 0)
+				p.hasWAL(1, 0x300000, 0x300064)
+			})
+		})
+	}
 }
 
 // Any number of requests that are read together has one reply.

@@ -53,7 +53,7 @@ func (c *stranger) Read(b []byte) (int, error) {
 	if late {
 		return 0, os.ErrDeadlineExceeded
 	}
-	if len(b) > bufferSize || cap(c.s.wire.buf) > maxMessage+2*bufferSize {
+	if len(b) > bufferSize || cap(c.s.wire.buf) > 2*maxMessage {
 		c.t.Errorf("a read of %d bytes, a buffer of %d", len(b), cap(c.s.wire.buf))
 	}
 	n := copy(b[:min(len(b), c.piece)], c.in)

@@ -249,6 +249,22 @@ func TestTakeOver(t *testing.T) {
 	}
 }
 
+// What was read ahead does not decide how much is read at once later.
+func TestReadsAfterTakingOver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := oneTimeline(0x400000)
+		p := started(t, c, StartedStream{0x300000, 1, testSystem, testSize}, encode(dataMessage(0x300000, 0, c.wal(1, 0x300000, 70))))
+		p.receive(Options{ReceiveTimeout: -1, StatusInterval: -1})
+		p.wait()
+		before := p.client.reads.Load()
+		p.wal(0x300046, 1<<19)
+		if n := p.client.reads.Load() - before; n > 2+1<<19/bufferSize {
+			t.Errorf("%d reads of half a MiB", n)
+		}
+		p.finish(0x380046, 0)
+	})
+}
+
 // One that ends with its timeline is followed.
 func TestTakeOverFollowsTheTimeline(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -117,6 +117,17 @@ type watched struct {
 	net.Conn
 	mu          sync.Mutex
 	read, write time.Time
+	reads       atomic.Int64
+	onRead      func(n int) // if not nil: told of each read
+}
+
+func (w *watched) Read(b []byte) (int, error) {
+	w.reads.Add(1)
+	n, err := w.Conn.Read(b)
+	if w.onRead != nil {
+		w.onRead(n)
+	}
+	return n, err
 }
 
 func (w *watched) SetDeadline(t time.Time) error {

@@ -186,6 +186,9 @@ func (c *wire) read(limit int, deadline time.Time) (bool, error) {
 
 // reserve makes room in the buffer for more bytes, n at most, and gives that room.
 func (c *wire) reserve(n int) []byte {
+	if c.r == c.w && !c.lent {
+		c.buf = nil // it was made for one message, or is as long as what was read ahead
+	}
 	if c.buf == nil {
 		c.buf, c.lent = buffers.get(), true
 	}

@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -148,6 +149,9 @@ func verifyOn(t testing.TB, c *pg.Cluster, timeline uint32, dir string, begin, e
 	if len(all) == 0 || all[0][8:24] != c.SegmentName(timeline, begin)[8:] {
 		t.Errorf("%v does not begin with the segment of %s", all, begin)
 	}
+	if len(files.Other) > 0 {
+		t.Errorf("stray files: %v", files.Other)
+	}
 	report, err := segment.CheckDirectory(segment.OS, dir, segment.CheckOptions{Pages: true})
 	if err != nil || len(report.Problems) > 0 {
 		t.Errorf("the check finds %+v, %v", report.Problems, err)
@@ -169,12 +173,16 @@ func cmp(a, b string) int {
 }
 
 // checkNames checks what must be true of a directory at every moment, also right after a crash: nothing but segments and history
-// files; on each timeline no hole, and at most one .partial, which follows the last complete segment.
+// files (one that is not there yet may have its temporary name); on each timeline no hole, and at most one .partial, which follows the
+// last complete segment.
 func checkNames(t testing.TB, c *pg.Cluster, dir string) {
 	t.Helper()
 	files := pg.List(t, dir)
-	if len(files.Other) > 0 {
-		t.Errorf("stray files: %v", files.Other)
+	for _, name := range files.Other {
+		history, temporary := strings.CutSuffix(name, ".tmp")
+		if !temporary || !strings.HasSuffix(history, ".history") || slices.Contains(files.History, history) {
+			t.Errorf("a stray file: %s", name)
+		}
 	}
 	c.CheckNoHole(dir)
 	last := map[string]string{} // of each timeline
