@@ -41,7 +41,8 @@ _Static_assert(sizeof(void *) == 8, "a handle needs 64 bits");
 _Static_assert(ATOMIC_LLONG_LOCK_FREE == 2, "receivewal_stop must be lock-free");
 
 static rw_slot slots[SLOTS];
-static _Atomic uint32_t next_slot; /* where to look first: a slot rests for as long as possible before it is used again */
+static _Atomic uint32_t next_slot; /* where to look first: a slot rests for a while before it is used again */
+static _Atomic uint32_t in_use = 64; /* so many slots are gone round; doubled when all are taken. Memory of others is not touched */
 
 static receivewal *encode(const rw_slot *slot, uint32_t generation)
 {
@@ -71,25 +72,37 @@ static receivewal_status judge(uint64_t word, uint32_t generation)
     return RECEIVEWAL_OK;
 }
 
+static bool take(rw_slot *slot)
+{
+    uint64_t word = atomic_load(&slot->word);
+
+    /* The last generation stays closed for ever rather than wrap: a stale handle must never fit again. */
+    if ((word & (OPEN | BUSY | USERS)) != 0 || GENERATION(word) == UINT32_MAX ||
+        !atomic_compare_exchange_strong(&slot->word, &word, word | BUSY))
+        return false;
+    slot->pump = (rw_pump){ .event_fd = -1, .poll_fd = -1 };
+    slot->stop_fd = -1;
+    slot->running = false;
+    return true;
+}
+
 rw_slot *rw_slot_new(void)
 {
-    for (uint32_t i = 0; i < SLOTS; i++)
+    for (;;)
     {
-        rw_slot *slot = &slots[atomic_fetch_add(&next_slot, 1) % SLOTS];
-        uint64_t word = atomic_load(&slot->word);
+        uint32_t count = atomic_load(&in_use);
 
-        /* The last generation stays closed for ever rather than wrap: a stale handle must never fit again. */
-        if ((word & (OPEN | BUSY | USERS)) != 0 || GENERATION(word) == UINT32_MAX)
-            continue;
-        if (atomic_compare_exchange_strong(&slot->word, &word, word | BUSY))
+        for (uint32_t i = 0; i < count; i++)
         {
-            slot->pump = (rw_pump){ .event_fd = -1, .poll_fd = -1 };
-            slot->stop_fd = -1;
-            slot->running = false;
-            return slot;
+            rw_slot *slot = &slots[atomic_fetch_add(&next_slot, 1) % count];
+
+            if (take(slot))
+                return slot;
         }
+        if (count == SLOTS)
+            return NULL;
+        atomic_compare_exchange_strong(&in_use, &count, count * 2);
     }
-    return NULL;
 }
 
 receivewal *rw_slot_publish(rw_slot *slot)

@@ -21,7 +21,7 @@ type WriterOptions struct {
 	Whole            bool    // fill a hole: no new file is visible before its segment is complete
 	CheckPages       bool    // hold the header of each page against its address, not only the first's of a segment
 	NoSync           bool    // never wait for the disk: then "flushed" only means written
-	Notify           func()  // called by the syncer when Flushed, Events or Err have something new; must not block
+	Notify           func()  // called when Flushed, Events or Err have something new, by the syncer or in Append; must not block
 }
 
 // Writer writes one timeline's WAL into segments.
@@ -205,11 +205,14 @@ func writeAt(f File, data []byte, offset int64) error {
 // begin makes s the segment that is being filled.
 func (w *Writer) begin(s *openSegment) {
 	w.mu.Lock()
-	defer w.mu.Unlock()
 	w.current = s
 	w.pending = append(w.pending, s)
 	if s.visible {
 		w.events = append(w.events, Event{s.id, w.partialName(s.id), false})
+	}
+	w.mu.Unlock()
+	if s.visible && w.o.Notify != nil {
+		w.o.Notify()
 	}
 }
 

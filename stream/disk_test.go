@@ -1,7 +1,9 @@
 package stream
 
 import (
+	"context"
 	"errors"
+	"io/fs"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -258,4 +260,84 @@ func TestRemovedWALIsExplained(t *testing.T) {
 		}
 		p.usable()
 	})
+}
+
+// ------------------------------------------------------------------------------------------------ other options
+
+// Files have the mode that the server's data directory says, or the one that was asked for.
+func TestFileMode(t *testing.T) {
+	for _, test := range []struct {
+		server string
+		o      fs.FileMode
+		want   fs.FileMode
+	}{{"0700", 0, 0o600}, {"0750", 0, 0o640}, {"0750", 0o600, 0o600}, {"0700", 0o644, 0o644}} {
+		synctest.Test(t, func(t *testing.T) {
+			p := newPlay(t, &cluster{testSystem, segment.History{{Timeline: 2}}, 0x300080})
+			p.receive(Options{StartLSN: 0x300000, FileMode: test.o, ReceiveTimeout: -1, StatusInterval: -1})
+			p.command("IDENTIFY_SYSTEM", answerOf(testSystem, 2, "0/300080")...)
+			p.command("SHOW wal_segment_size", answerOf("1MB")...)
+			p.command("SHOW data_directory_mode", answerOf(test.server)...)
+			p.command("TIMELINE_HISTORY 2", answerOf("00000002.history", "1\t0/100000\n")...)
+			p.startReplication(0x300000)
+			p.wal(0x300000, 100)
+			p.finish(0x300064, 0)
+			for _, name := range []string{"00000002.history", "000000020000000000000003.partial"} {
+				if f := p.dir.names[name]; f == nil || f.mode != test.want {
+					t.Errorf("%+v: %s is %+v", test, name, f)
+				}
+			}
+		})
+	}
+}
+
+// With NoSync nobody waits for the disk.
+func TestNoSync(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPlay(t, oneTimeline(0x500080))
+		p.dir.hook = func(op, name string) error {
+			if op == "sync" {
+				t.Errorf("fsync of %q", name)
+			}
+			return nil
+		}
+		p.receive(Options{StartLSN: 0x300000, EndLSN: 0x50007F, NoSync: true})
+		p.is(p.serve())
+		p.hasWAL(1, 0x300000, 0x500080)
+		p.usable()
+	})
+}
+
+// What something between us and the server has read ahead is read, too, as long as there is any.
+func TestSettle(t *testing.T) {
+	for name, test := range map[string]struct {
+		bytes []byte
+		want  error
+	}{
+		"nothing":        {nil, nil},
+		"notices":        {encode(anytime...), nil},
+		"half a notice":  {encode(anytime[0])[:10], ErrConnectionLost},
+		"an error":       {encode(errorOf("FATAL", "57P01", "bye")), ErrConnectionLost},
+		"another answer": {encode(ready), ErrProtocol},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				p := newPlay(t, oneTimeline(0x300080))
+				left := len(test.bytes)
+				p.client.onRead = func(n int) { left -= n }
+				p.call(func(ctx context.Context) error { return p.s.Settle(ctx, func() bool { return left > 0 }) })
+				if left > 0 {
+					p.write(test.bytes)
+				}
+				err := <-p.result
+				if !errors.Is(err, test.want) {
+					t.Errorf("%v, expected %v", err, test.want)
+				}
+				if test.want == nil {
+					p.usable()
+				} else {
+					p.unusable()
+				}
+			})
+		})
+	}
 }

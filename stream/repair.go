@@ -58,7 +58,11 @@ func (r *receiver) repair(ctx context.Context) error {
 		case errors.Is(err, ErrWALRemoved), errors.Is(err, ErrTimeline):
 			r.tellHole(Hole{p, HoleLost})
 			if r.o.Repair == RepairStop {
-				return fail(segment.ErrGap, "%s, and the server no longer has them: %w", p.Text, err)
+				text := p.Text + ", and the server no longer has it"
+				if refused := (*ServerError)(nil); errors.As(err, &refused) {
+					return fail(segment.ErrGap, "%s: %w", text, refused) // a gap, whatever the reason for it
+				}
+				return fail(segment.ErrGap, "%s: %s", text, err.Error())
 			}
 		default:
 			return err

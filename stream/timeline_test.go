@@ -265,7 +265,12 @@ func TestEndOfTimelineFails(t *testing.T) {
 				p.identify()
 				p.streamToEnd(1, 0x400000)
 				test.then(p)
-				p.end(test.want)
+				begin := time.Now()
+				err := p.end(test.want)
+				var e *ServerError
+				if name == "fatally" && (time.Since(begin) != 0 || !errors.As(err, &e) || e.SQLSTATE != "57P01") {
+					t.Errorf("%v after %s", err, time.Since(begin))
+				}
 				if test.usable {
 					p.usable()
 				} else {

@@ -118,11 +118,16 @@ type watched struct {
 	mu          sync.Mutex
 	read, write time.Time
 	reads       atomic.Int64
+	onRead      func(n int) // if not nil: told of each read
 }
 
 func (w *watched) Read(b []byte) (int, error) {
 	w.reads.Add(1)
-	return w.Conn.Read(b)
+	n, err := w.Conn.Read(b)
+	if w.onRead != nil {
+		w.onRead(n)
+	}
+	return n, err
 }
 
 func (w *watched) SetDeadline(t time.Time) error {

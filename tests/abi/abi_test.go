@@ -311,3 +311,33 @@ func TestWhatBreaks(t *testing.T) {
 		})
 	}
 }
+
+// TestCompilers: the headers compile without a warning, as C and as C++, with both compilers; receivewal.h alone.
+func TestCompilers(t *testing.T) {
+	source := filepath.Join(t.TempDir(), "header")
+	text := `#include <receivewal.h>
+#ifdef _POSIX_C_SOURCE
+#include <receivewal_openssl.h>
+#endif
+receivewal_io i = RECEIVEWAL_IO_INIT;
+receivewal_connection c = RECEIVEWAL_CONNECTION_INIT;
+receivewal_options o = RECEIVEWAL_OPTIONS_INIT;
+receivewal_progress p = RECEIVEWAL_PROGRESS_INIT;
+receivewal_check_options q = RECEIVEWAL_CHECK_OPTIONS_INIT;
+receivewal_check k = RECEIVEWAL_CHECK_INIT;
+`
+	if err := os.WriteFile(source, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range [][]string{{"gcc", "c", "c11"}, {"clang", "c", "c11"}, {"g++", "c++", "c++17"}, {"clang++", "c++", "c++17"}} {
+		for _, define := range []string{"-DNOTHING", "-D_POSIX_C_SOURCE=200809L"} {
+			t.Run(c[0]+" "+define, func(t *testing.T) {
+				out, err := exec.Command(c[0], "-x", c[1], "-std="+c[2], "-pedantic", "-Wall", "-Wextra", "-Werror", "-fsyntax-only",
+					define, "-I"+filepath.Join(root, "include"), source).CombinedOutput()
+				if err != nil {
+					t.Errorf("%v\n%s", err, out)
+				}
+			})
+		}
+	}
+}

@@ -229,7 +229,7 @@ func TestSignals(t *testing.T) {
 	}
 }
 
-// Threads that receive, look, stop and clash, as they are and under ThreadSanitizer. It sees the host and the loader; the
+// Threads that receive, look, stop and clash, as they are and under the sanitizers. These see the host and the loader; the
 // Go core has its own tests with -race.
 func TestThreads(t *testing.T) {
 	t.Parallel()
@@ -238,14 +238,15 @@ func TestThreads(t *testing.T) {
 		libraries string
 		flags     []string
 	}{
-		"plain":           {libraries, nil},
-		"ThreadSanitizer": {sanitized(t, libraries, "-fsanitize=thread"), []string{"-fsanitize=thread"}},
+		"plain":            {libraries, nil},
+		"ThreadSanitizer":  {sanitized(t, libraries, "-fsanitize=thread"), []string{"-fsanitize=thread"}},
+		"AddressSanitizer": {sanitized(t, libraries, addressSanitizer...), addressSanitizer},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			cluster := pg.New(t, pg.Options{SegmentSizeMB: 1})
 			folder := t.TempDir()
-			h := startWith(t, c.libraries, []string{"TSAN_OPTIONS=halt_on_error=1"}, nil,
+			h := startWith(t, c.libraries, []string{"TSAN_OPTIONS=halt_on_error=1", "ASAN_OPTIONS=detect_leaks=1"}, nil,
 				compile(t, "crowd", c.libraries, c.flags...), cluster.ConnString(), folder, "10")
 			h.flow(cluster, 100*time.Millisecond)
 			for i := range 4 {
@@ -255,6 +256,8 @@ func TestThreads(t *testing.T) {
 		})
 	}
 }
+
+var addressSanitizer = []string{"-fsanitize=address,undefined", "-fno-sanitize-recover=all"}
 
 // sanitized makes a folder with the loader compiled with the sanitizer's flags, and the core as it is.
 func sanitized(t *testing.T, libraries string, flags ...string) string {
@@ -277,4 +280,57 @@ func sanitized(t *testing.T, libraries string, flags ...string) string {
 		}
 	}
 	return folder
+}
+
+// A thousand times attach, receive, detach on one connection: nothing adds up.
+func TestRounds(t *testing.T) {
+	t.Parallel()
+	libraries := lib(t)
+	rounds := 1000
+	if long() {
+		rounds = 10000
+	}
+	c, folder := pg.New(t, pg.Options{SegmentSizeMB: 1}), t.TempDir()
+	c.Generate(2)
+	h := start(t, libraries, compile(t, "rounds", libraries), c.ConnString(), folder, filepath.Join(libraries, "libreceivewal-core.so.1"), fmt.Sprint(rounds))
+	h.finish()
+	clean(t, filepath.Join(folder, "0"))
+}
+
+// clean fails the test if anything but segments and history files is in a directory, hidden or not.
+func clean(t *testing.T, dir string) {
+	t.Helper()
+	for _, entry := range must(os.ReadDir(dir)) {
+		if !regexp.MustCompile(`^[0-9A-F]{24}(\.partial)?$|^[0-9A-F]{8}\.history$`).MatchString(entry.Name()) {
+			t.Errorf("%s was left in the directory", entry.Name())
+		}
+	}
+}
+
+// A daemon: no standard descriptors, no environment, a process title, another working directory.
+func TestDaemon(t *testing.T) {
+	t.Parallel()
+	libraries := lib(t)
+	c, folder := pg.New(t, pg.Options{SegmentSizeMB: 1}), t.TempDir()
+	h := start(t, libraries, compile(t, "daemon", libraries), c.ConnString(), folder, "4")
+	h.flow(c, 50*time.Millisecond)
+	c.CompareWithServer(filepath.Join(folder, "0"))
+	c.CheckNoHole(filepath.Join(folder, "0"))
+	clean(t, filepath.Join(folder, "0"))
+}
+
+// Valgrind watches a host and the loader: no error, and nothing lost. tests/valgrind.supp is for what the Go runtime does.
+func TestValgrind(t *testing.T) {
+	t.Parallel()
+	libraries := lib(t)
+	c, folder := pg.New(t, pg.Options{SegmentSizeMB: 1}), t.TempDir()
+	c.Generate(2)
+	log := filepath.Join(t.TempDir(), "log")
+	h := startWith(t, libraries, nil, []string{"valgrind", "--log-file=" + log, "--error-exitcode=99", "--leak-check=full",
+		"--errors-for-leak-kinds=definite,indirect", "--suppressions=" + filepath.Join(root, "tests/valgrind.supp")},
+		compile(t, "rounds", libraries), c.ConnString(), folder, filepath.Join(libraries, "libreceivewal-core.so.1"), "20")
+	h.finish()
+	if text := string(must(os.ReadFile(log))); t.Failed() || !strings.Contains(text, "ERROR SUMMARY: 0 errors") {
+		t.Errorf("valgrind:\n%s", text)
+	}
 }

@@ -38,8 +38,9 @@ static bool is_told(void *handle)
     receivewal_system system = RECEIVEWAL_SYSTEM_INIT;
     receivewal_slot slot = RECEIVEWAL_SLOT_INIT;
     receivewal_start_point start = RECEIVEWAL_START_POINT_INIT;
+    receivewal_check check = RECEIVEWAL_CHECK_INIT;
     receivewal_lsn lsn;
-    char buffer[RECEIVEWAL_SEGMENT_NAME_LEN];
+    char buffer[RECEIVEWAL_SEGMENT_NAME_LEN], text[RECEIVEWAL_LSN_LEN];
     int64_t began = milliseconds();
     int wrong = 0, peer;
 
@@ -58,6 +59,7 @@ static bool is_told(void *handle)
     TOLD(receivewal_drop_slot(rw, "s", 0));
     TOLD(receivewal_read_slot(rw, "s", &slot));
     TOLD(receivewal_find_start(".", 0, &start));
+    TOLD(receivewal_check_directory(".", NULL, &check));
     TOLD(receivewal_detach(rw));
     wrong += receivewal_connection_usable(rw) != 0;
     wrong += receivewal_event_fd(rw) != -1;
@@ -65,6 +67,9 @@ static bool is_told(void *handle)
     wrong += receivewal_sqlstate(rw)[0] != '\0' || receivewal_errdetail(rw)[0] != '\0' || receivewal_errhint(rw)[0] != '\0';
     wrong += receivewal_lsn_parse("1/2", &lsn) != RECEIVEWAL_OK;
     wrong += receivewal_segment_name(1, lsn, SERVER_SEGMENT, buffer) != RECEIVEWAL_OK;
+    wrong += receivewal_segment_parse(buffer, SERVER_SEGMENT, NULL, &lsn) != RECEIVEWAL_OK;
+    wrong += receivewal_lsn_format(lsn, text) != text || receivewal_strerror(RECEIVEWAL_ERR_FORKED)[0] == '\0';
+    wrong += strcmp(receivewal_version_string(), RECEIVEWAL_VERSION) != 0;
     wrong += receivewal_version() != RECEIVEWAL_VERSION_NUM;
     if (milliseconds() - began > 100)
         printf("# it took %d ms\n", (int)(milliseconds() - began));
@@ -107,6 +112,60 @@ static int return_in_child(void *ctx, const receivewal_segment *segment)
             alarm(10);
     }
     return 0;
+}
+
+enum { FILES = 20 };
+
+/* The child opens files, which get the numbers of the library's descriptors that were closed in it. */
+static int open_in_child(void *ctx, const receivewal_problem *problem)
+{
+    int *files = ctx;
+
+    (void)problem;
+    if (files[0] < 0)
+    {
+        pid_t pid = fork();
+        int status;
+
+        files[0] = 0;
+        REQUIRE(pid >= 0);
+        if (pid != 0)
+        {
+            REQUIRE(waitpid(pid, &status, 0) == pid);
+            CHECK("a forked child's own descriptors stay open", status == 0, "%x", (unsigned)status);
+            return 1;
+        }
+        alarm(10);
+        for (int i = 0; i < FILES; i++)
+            files[i] = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    }
+    return 1;
+}
+
+static void files_of_a_child(void)
+{
+    receivewal_check_options options = RECEIVEWAL_CHECK_OPTIONS_INIT;
+    receivewal_check check = RECEIVEWAL_CHECK_INIT;
+    const pid_t parent = getpid();
+    receivewal_status status;
+    char name[200];
+    int files[FILES] = { -1 }, missing = 0;
+
+    snprintf(name, sizeof(name), "%s/000000010000000000000001", new_directory());
+    close(open(name, O_WRONLY | O_CREAT | O_CLOEXEC, 0600));
+    *strrchr(name, '/') = '\0';
+    options.ctx = files;
+    options.problem = open_in_child;
+    options.segment_size = SERVER_SEGMENT;
+    status = receivewal_check_directory(name, &options, &check);
+    if (getpid() != parent)
+    {
+        for (int i = 0; i < FILES; i++)
+            missing += fcntl(files[i], F_GETFD) < 0;
+        _exit(status == RECEIVEWAL_ERR_FORKED && missing == 0 ? 0 : 1);
+    }
+    CHECK_STATUS("the parent's check goes on", status, RECEIVEWAL_OK);
+    CHECK("a problem was told of", files[0] == 0, "none was");
 }
 
 static void *first_use(void *unused)
@@ -199,6 +258,7 @@ int main(void)
         REQUIRE(child > 0 && waitpid(child, &child_status, 0) == child);
         CHECK("a child that returns into the library gets out", child_status == 0, "%x", (unsigned)child_status);
     }
+    files_of_a_child();
     CHECK_STATUS("detach", receivewal_detach(rw), RECEIVEWAL_OK);
     server_stop(&server);
     return 0;

@@ -14,7 +14,7 @@
 #define MIB 1024
 
 /* What the library may cost at most: above what is measured, and below what a mistake costs. */
-enum { BASE_KIB_MAX = 20 * MIB, IDLE_KIB_MAX = 100, BUFFERS_KIB_MAX = 10 * MIB };
+enum { BASE_KIB_MAX = 20 * MIB, IDLE_KIB_MAX = 100, BUFFERS_KIB_MAX = 6 * MIB };
 
 typedef struct server
 {

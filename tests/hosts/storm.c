@@ -49,7 +49,7 @@ static void on_signal(int signal)
 static void install(bool on_stack, bool restart)
 {
     struct sigaction action = { .sa_handler = on_signal, .sa_flags = (on_stack ? SA_ONSTACK : 0) | (restart ? SA_RESTART : 0) };
-    static char memory[2 * STACK + 65536];
+    static char memory[(SIGNALS + 1) * (STACK + 16384)]; /* each may interrupt the others */
     stack_t stack = { .ss_sp = memory, .ss_size = sizeof(memory) };
 
     if (on_stack)

@@ -1,0 +1,180 @@
+/*
+ * archive.c: a host that looks after its archive: holes, a full disk, WAL that does not belong.
+ *
+ *   archive CONNINFO DIRECTORY receive END REPAIR STATUS FOUND REPAIRED LOST TEXT
+ *   archive CONNINFO DIRECTORY check PROBLEMS SEGMENTS
+ *   archive CONNINFO DIRECTORY full END
+ *   archive CONNINFO DIRECTORY invalid
+ */
+#include <signal.h>
+#include <sys/resource.h>
+
+#include "postgres.h"
+
+static int states[3];
+
+static int on_problem(void *ctx, const receivewal_problem *problem)
+{
+    (void)ctx;
+    REQUIRE(problem->size == sizeof(*problem) && problem->text[0] != '\0' && problem->file != NULL);
+    REQUIRE(problem->kind != RECEIVEWAL_PROBLEM_MISSING || problem->lsn < problem->end_lsn);
+    states[problem->state]++;
+    return 0;
+}
+
+static int only_one(void *ctx, const receivewal_problem *problem)
+{
+    (void)problem;
+    ++*(int *)ctx;
+    return 1;
+}
+
+static receivewal_status receive(PGconn *conn, const receivewal_options *options, char text[1000])
+{
+    receivewal *rw = pg_attach(conn);
+    receivewal_status status = receivewal_receive(rw, options);
+
+    snprintf(text, 1000, "%s", receivewal_errmsg(rw));
+    CHECK_STATUS("detached", receivewal_detach(rw), RECEIVEWAL_OK);
+    CHECK("the connection is the host's again", pg_usable(conn), "%s", PQerrorMessage(conn));
+    return status;
+}
+
+static void with_holes(PGconn *conn, receivewal_options *o, char **argv)
+{
+    char text[1000];
+    receivewal_status status;
+
+    o->end_lsn = pg_lsn(argv[0]);
+    o->repair = (receivewal_repair)atoi(argv[1]);
+    o->events.problem = on_problem;
+    status = receive(conn, o, text);
+    CHECK("the status", (int)status == atoi(argv[2]), "%d: %s", (int)status, text);
+    CHECK("problems found", states[RECEIVEWAL_PROBLEM_FOUND] == atoi(argv[3]), "%d", states[RECEIVEWAL_PROBLEM_FOUND]);
+    CHECK("repaired", states[RECEIVEWAL_PROBLEM_REPAIRED] == atoi(argv[4]), "%d", states[RECEIVEWAL_PROBLEM_REPAIRED]);
+    CHECK("lost", states[RECEIVEWAL_PROBLEM_LOST] == atoi(argv[5]), "%d", states[RECEIVEWAL_PROBLEM_LOST]);
+    CHECK("the text", strstr(text, argv[6]) != NULL, "%s", text);
+}
+
+static void check(const char *directory, char **argv)
+{
+    receivewal_check_options options = RECEIVEWAL_CHECK_OPTIONS_INIT;
+    receivewal_check found = RECEIVEWAL_CHECK_INIT;
+    int told = 0;
+
+    CHECK_STATUS("check", receivewal_check_directory(directory, NULL, &found), RECEIVEWAL_OK);
+    CHECK("problems", (int)found.problems == atoi(argv[0]), "%d", (int)found.problems);
+    CHECK("segments", (int)found.segments == atoi(argv[1]), "%d", (int)found.segments);
+    CHECK("whose it is", found.system_identifier != 0 && found.segment_size == 1 << 20 && found.timeline == 1 &&
+          found.oldest_lsn != 0 && found.lsn > found.oldest_lsn, "%d %d", (int)found.segment_size, (int)found.timeline);
+    options.decode = 1;
+    options.problem = on_problem;
+    CHECK_STATUS("check, and tell", receivewal_check_directory(directory, &options, &found), RECEIVEWAL_OK);
+    CHECK("each is told", states[RECEIVEWAL_PROBLEM_FOUND] == (int)(found.problems + found.leftovers), "%d", states[0]);
+    options.ctx = &told;
+    options.problem = only_one;
+    CHECK_STATUS("check, until it is enough", receivewal_check_directory(directory, &options, &found), RECEIVEWAL_OK);
+    CHECK("one is told", told == (found.problems > 0), "%d", told);
+    CHECK_ERROR("no result", receivewal_check_directory(directory, NULL, NULL), RECEIVEWAL_ERR_INVALID, NULL, "check is NULL");
+    CHECK_ERROR("no directory", receivewal_check_directory(NULL, NULL, &found), RECEIVEWAL_ERR_INVALID, NULL, "directory");
+    CHECK_ERROR("none of this name", receivewal_check_directory("/no/such/folder", NULL, &found), RECEIVEWAL_ERR_NO_DIRECTORY, NULL,
+                "/no/such/folder");
+    options.segment_size = 3;
+    CHECK_ERROR("an impossible size", receivewal_check_directory(directory, &options, &found), RECEIVEWAL_ERR_INVALID, NULL, "segment_size");
+    options.size = 3;
+    CHECK_ERROR("a struct of no version", receivewal_check_directory(directory, &options, &found), RECEIVEWAL_ERR_SIZE, NULL,
+                "receivewal_check_options");
+}
+
+/* ---- a full disk: no file may be longer than half a segment, until the library has told that it waits */
+
+static receivewal *full_handle;
+static bool make_room;
+static int full_events, room_events;
+static receivewal_state state_when_full;
+
+static void limit(rlim_t bytes)
+{
+    struct rlimit l;
+
+    REQUIRE(getrlimit(RLIMIT_FSIZE, &l) == 0);
+    l.rlim_cur = bytes;
+    REQUIRE(setrlimit(RLIMIT_FSIZE, &l) == 0);
+}
+
+static int on_disk_full(void *ctx, const receivewal_disk_full *disk)
+{
+    receivewal_progress progress = RECEIVEWAL_PROGRESS_INIT;
+
+    (void)ctx;
+    if (!disk->full)
+    {
+        room_events += disk->waited > 0 && disk->errmsg[0] == '\0';
+        return 0;
+    }
+    full_events += disk->errmsg[0] != '\0';
+    REQUIRE(receivewal_get_progress(full_handle, &progress) == RECEIVEWAL_OK);
+    state_when_full = progress.state;
+    if (make_room)
+        limit(RLIM_INFINITY);
+    else
+        receivewal_stop(full_handle);
+    return 0;
+}
+
+static void full(PGconn *conn, receivewal_options *o, char **argv)
+{
+    signal(SIGXFSZ, SIG_IGN);
+    o->end_lsn = pg_lsn(argv[0]);
+    o->events.disk_full = on_disk_full;
+    full_handle = pg_attach(conn);
+
+    limit(1 << 19);
+    CHECK_ERROR("a full disk ends the receive", receivewal_receive(full_handle, o), RECEIVEWAL_ERR_DISK_FULL, full_handle, "allocate file");
+    CHECK("and is not told as an event", full_events == 0, "%d", full_events);
+    o->on_disk_full = RECEIVEWAL_DISK_FULL_WAIT;
+    CHECK_STATUS("stopped while waiting", receivewal_receive(full_handle, o), RECEIVEWAL_ERR_STOPPED);
+    CHECK("told once", full_events == 1 && room_events == 0, "%d %d", full_events, room_events);
+    CHECK("the state while waiting", state_when_full == RECEIVEWAL_STATE_DISK_FULL, "%d", (int)state_when_full);
+    make_room = true;
+    CHECK_STATUS("goes on once there is room", receivewal_receive(full_handle, o), RECEIVEWAL_OK);
+    CHECK("told of both", full_events == 2 && room_events == 1, "%d %d", full_events, room_events);
+    CHECK_STATUS("detached", receivewal_detach(full_handle), RECEIVEWAL_OK);
+    CHECK("the connection is the host's again", pg_usable(conn), "%s", PQerrorMessage(conn));
+}
+
+static void invalid(PGconn *conn, receivewal_options *o)
+{
+    receivewal *rw = pg_attach(conn);
+
+    o->repair = (receivewal_repair)7;
+    CHECK_ERROR("repair", receivewal_receive(rw, o), RECEIVEWAL_ERR_INVALID, rw, "repair");
+    o->repair = RECEIVEWAL_REPAIR;
+    o->on_disk_full = (receivewal_on_disk_full)7;
+    CHECK_ERROR("on_disk_full", receivewal_receive(rw, o), RECEIVEWAL_ERR_INVALID, rw, "on_disk_full");
+    o->on_disk_full = RECEIVEWAL_DISK_FULL_FAIL;
+    o->flush_interval = -1;
+    CHECK_ERROR("flush_interval", receivewal_receive(rw, o), RECEIVEWAL_ERR_INVALID, rw, "flush_interval");
+    CHECK("the directory is untouched", entries(o->directory) == -1, "%d entries", entries(o->directory) + 1); /* see entries */
+    CHECK_STATUS("detached", receivewal_detach(rw), RECEIVEWAL_OK);
+}
+
+int main(int argc, char **argv)
+{
+    receivewal_options o = RECEIVEWAL_OPTIONS_INIT;
+    PGconn *conn;
+
+    REQUIRE(argc >= 4);
+    conn = pg_connect(argv[1], "archive");
+    o.directory = argv[2];
+    if (strcmp(argv[3], "receive") == 0 && argc == 11)
+        with_holes(conn, &o, argv + 4);
+    else if (strcmp(argv[3], "check") == 0 && argc == 6)
+        check(argv[2], argv + 4);
+    else if (strcmp(argv[3], "full") == 0 && argc == 5)
+        full(conn, &o, argv + 4);
+    else
+        invalid(conn, &o);
+    PQfinish(conn);
+    return 0;
+}
