@@ -20,18 +20,18 @@ import (
 type hungDisk struct {
 	t   testing.TB
 	wal string
-	out string // where the outer file system is mounted
+	out string // where the outer file system is mounted,
+	in  string // and the inner one
 }
 
 func newHungDisk(t testing.TB) *hungDisk {
 	t.Helper()
 	top := t.TempDir()
-	d := &hungDisk{t: t, out: filepath.Join(top, "outer")}
-	inner := filepath.Join(top, "inner")
-	d.wal = filepath.Join(inner, "wal")
+	d := &hungDisk{t: t, out: filepath.Join(top, "outer"), in: filepath.Join(top, "inner")}
+	d.wal = filepath.Join(d.in, "wal")
 
 	// Should this process be killed, a shell that outlives us thaws and unmounts.
-	guard := exec.Command("/bin/sh", "-c", `read -r word; /sbin/fsfreeze -u "$1/outer" 2>/dev/null; umount -l "$1/inner" "$1/outer"
+	guard := exec.Command("/bin/sh", "-c", `read -r word; /sbin/fsfreeze -u "$1/outer"; /sbin/fsfreeze -u "$1/inner"; umount -l "$1/inner" "$1/outer"
 [ "$word" = done ] || rm -rf "$1"`, "guard", top)
 	guard.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	in, err := guard.StdinPipe()
@@ -46,7 +46,7 @@ func newHungDisk(t testing.TB) *hungDisk {
 		guard.Wait()
 	})
 	for _, fs := range []struct{ image, point, size string }{
-		{filepath.Join(top, "outer.img"), d.out, "300M"}, {filepath.Join(d.out, "inner.img"), inner, "250M"},
+		{filepath.Join(top, "outer.img"), d.out, "300M"}, {filepath.Join(d.out, "inner.img"), d.in, "250M"},
 	} {
 		command(t, "fallocate", "-l", fs.size, fs.image)
 		command(t, "/sbin/mkfs.ext4", "-q", fs.image)
@@ -66,10 +66,15 @@ func command(t testing.TB, name string, args ...string) {
 	}
 }
 
+// freeze lets the device hang: an fsync does not return, a write may or may not.
 func (d *hungDisk) freeze() { d.t.Helper(); command(d.t, "/sbin/fsfreeze", "-f", d.out) }
 func (d *hungDisk) thaw()   { d.t.Helper(); command(d.t, "/sbin/fsfreeze", "-u", d.out) }
 
-// While an fsync takes several times wal_sender_timeout, the server keeps us: with more WAL than we take ahead of the disk, after a stop
+// freezeWrites lets every write hang.
+func (d *hungDisk) freezeWrites() { d.t.Helper(); command(d.t, "/sbin/fsfreeze", "-f", d.in) }
+func (d *hungDisk) thawWrites()   { d.t.Helper(); command(d.t, "/sbin/fsfreeze", "-u", d.in) }
+
+// While an fsync, or a write, takes several times wal_sender_timeout, the server keeps us: with more WAL than we take ahead of the disk, after a stop
 // that waits for the last flush, and whatever the status interval. What is not flushed is not reported flushed; in the end all is there.
 func TestHungDisk(t *testing.T) {
 	for _, synchronous := range []bool{false, true} {
@@ -104,6 +109,12 @@ func TestHungDisk(t *testing.T) {
 				t.Errorf("flushed %s and then %s on a disk that hangs", flushed, now)
 			}
 			d.thaw()
+			pg.WaitFor(t, "the end", func() bool { r.running(); return pg.LSN(r.Progress().WrittenLSN) >= end })
+
+			d.freezeWrites()
+			end = c.Generate(1)
+			kept(9 * time.Second)
+			d.thawWrites()
 			pg.WaitFor(t, "the end", func() bool { r.running(); return pg.LSN(r.Progress().WrittenLSN) >= end })
 
 			// A stop cannot be quicker than the disk, but the connection is not lost by it.
