@@ -571,6 +571,8 @@ static int on_problem(void *ctx, const receivewal_problem *problem)
     receivewal_lsn_format(problem->end_lsn, end);
     if (set.json)
     {
+        if (*first)
+            printf("{\n  \"problems\": [");
         printf("%s\n    {\"kind\": \"%s\", \"file\": ", *first ? "" : ",", problem_name(problem->kind));
         print_json(problem->file);
         printf(", \"timeline\": %u, \"lsn\": \"%s\", \"end_lsn\": \"%s\", \"text\": ", (unsigned) problem->timeline, begin, end);
@@ -596,8 +598,6 @@ static int check_directory(void)
     options.decode = 1;
     options.ctx = &first;
     options.problem = on_problem;
-    if (set.json)
-        printf("{\n  \"problems\": [");
     if (receivewal_check_directory(set.directory, &options, &check) != RECEIVEWAL_OK)
     {
         say_error(NULL);
@@ -608,10 +608,10 @@ static int check_directory(void)
     if (set.json)
         printf("%s],\n  \"problem_count\": %llu,\n  \"leftover_count\": %llu,\n  \"segments\": %llu,\n  \"segment_size\": %u,\n"
                "  \"system_identifier\": \"%llu\",\n  \"oldest_lsn\": \"%s\",\n  \"next_lsn\": \"%s\",\n  \"timeline\": %u\n}\n",
-               first ? "" : "\n  ", (unsigned long long) check.problems, (unsigned long long) check.leftovers,
+               first ? "{\n  \"problems\": [" : "\n  ", (unsigned long long) check.problems, (unsigned long long) check.leftovers,
                (unsigned long long) check.segments, (unsigned) check.segment_size,
                (unsigned long long) check.system_identifier, oldest, next, (unsigned) check.timeline);
-    else if (check.lsn == 0)
+    else if (check.lsn == 0 && first)
         printf("there is no WAL in \"%s\"\n", set.directory);
     else
         printf("%llu complete segments of %u bytes from %s, going on at %s (timeline %u), system identifier %llu: %llu problems\n",
