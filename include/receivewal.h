@@ -148,19 +148,25 @@ typedef enum receivewal_state
  * descriptor is expected to be non-blocking, and where they would have to wait they say for what. Either may ask for either
  * direction (a TLS session may have to write in order to read). After RECEIVEWAL_IO_ERROR, or a number that makes no sense,
  * neither is called again.
+ *
+ * Bytes move only inside those calls. A host that receives in the background has to come back as often as
+ * receivewal_event_fd asks for it: to the server and to the library, one that stays away is a connection that is silent.
  */
 typedef struct receivewal_io
 {
     size_t size; /* sizeof(receivewal_io) */
-    void *ctx;   /* passed to each; the library doesn't touch it. Must live until receivewal_detach */
+    void *ctx;   /* passed to each; the library doesn't touch it. Must live until receivewal_detach, or until
+                    events.reconnect is asked for another connection */
 
     /* Reads up to length (> 0) bytes. Returns how many (> 0), 0 once the peer has closed, or one of RECEIVEWAL_IO_*. */
     ptrdiff_t (*read)(void *ctx, void *buffer, size_t length);
 
-    /* Writes up to length (> 0) bytes. Returns how many (> 0), or one of RECEIVEWAL_IO_*. */
+    /* Writes up to length (> 0) bytes. Returns how many (> 0), or one of RECEIVEWAL_IO_*. Where it has to be called again,
+     * that is with the same buffer and the same length. */
     ptrdiff_t (*write)(void *ctx, const void *buffer, size_t length);
 
-    /* After RECEIVEWAL_IO_ERROR: why, as a NUL-terminated sentence of at most length bytes. May be NULL. */
+    /* At once after RECEIVEWAL_IO_ERROR, errno being what the failed function left: why, as a NUL-terminated sentence of at
+     * most length bytes with the NUL. May be NULL. */
     void (*errmsg)(void *ctx, char *buffer, size_t length);
 } receivewal_io;
 #define RECEIVEWAL_IO_INIT { sizeof(receivewal_io), NULL, NULL, NULL, NULL }
@@ -177,6 +183,7 @@ typedef struct receivewal_io
  * more than that but into read_ahead. The first receive takes the stream over. It goes on with it as it is where
  * system_identifier and segment_size are given and stream_lsn is exactly where the directory ends (or the directory is
  * empty, and stream_lsn the first byte of a segment); otherwise it ends the stream and starts one at the right place.
+ * libpq keeps to itself what it has read behind CopyBothResponse: a host with libpq leaves the start to the library.
  */
 typedef struct receivewal_connection
 {
@@ -201,15 +208,16 @@ typedef struct receivewal_connection
  * Lends a connection to the library. No byte is sent or received by this call.
  *
  * The descriptor is duplicated and its flags stay as they are (blocking or not: both work). Until receivewal_detach, the host
- * must not read from it or write to it.
+ * must not read from it or write to it. Should it close it, or put another file in its place, the library neither reads, writes
+ * nor waits for what is there then: it goes on with its duplicate or, where the bytes go through an io, counts the connection as lost.
  *
  * Returns RECEIVEWAL_OK and a handle in *rw; else *rw is NULL, and receivewal_errmsg(NULL) has the text:
- *   INVALID (connection or rw is NULL), SIZE, BAD_FD, NOT_SOCKET, NOT_CONNECTED, FORKED, CORE, LIMIT.
+ *   INVALID (connection or rw is NULL, or a field is out of range), SIZE, BAD_FD, NOT_SOCKET, NOT_CONNECTED, FORKED, CORE, LIMIT.
  */
 receivewal_status receivewal_attach(const receivewal_connection *connection, receivewal **rw);
 
 /*
- * Gives the connection back and ends the handle. If the last call ended with OK, STOPPED, one of the SERVER errors
+ * Gives the connection back and ends the handle. Of a connection that was replaced (events.reconnect), that is the last one. If the last call ended with OK, STOPPED, one of the SERVER errors
  * (40 to 45), or an error before anything was sent, the connection is idle and the host may send its next command on it
  * (receivewal_connection_usable tells). Otherwise the host should close it.
  *
@@ -351,7 +359,8 @@ typedef struct receivewal_events
 
     /*
      * The connection was lost. The host fills *connection, which is initialised, with a new one that is
-     * established and authenticated, as for receivewal_attach, and returns 0; or leaves its fd at -1 to be asked again later. Any other
+     * established and authenticated, as for receivewal_attach, and returns 0; or leaves its fd at -1 to be asked again later.
+     * What io and read_ahead point to must stay until the next callback, so not on this one's stack. Any other
      * value gives up: the receive ends with RECEIVEWAL_ERR_CONNECTION. The old connection is the host's to close, during
      * the callback or after. The library waits before it asks: from 1 second at first to 1 minute, with a part left to chance;
      * receivewal_stop ends the wait at once. NULL: the receive ends when the connection is lost.

@@ -112,36 +112,52 @@ static inline ptrdiff_t receivewal_openssl_result(const SSL *ssl, int result)
     return RECEIVEWAL_IO_ERROR;
 }
 
-/* Whether reading could block: the descriptor is in blocking mode, and nothing is there. */
-static inline int receivewal_openssl_would_block(const SSL *ssl)
+/* Whether the descriptor is in blocking mode. */
+static inline int receivewal_openssl_blocks(const SSL *ssl)
+{
+    const int fd = SSL_get_fd(ssl);
+    const int flags = fd < 0 ? -1 : fcntl(fd, F_GETFL);
+
+    return flags >= 0 && (flags & O_NONBLOCK) == 0;
+}
+
+/* Reads from a blocking descriptor: only where there is something, and one record at a time, since behind one that is not data, a
+ * session ticket for example, OpenSSL would wait for the next. */
+static inline int receivewal_openssl_read_some(SSL *ssl, void *buffer, int length)
+{
+    const long retries = SSL_get_mode(ssl) & SSL_MODE_AUTO_RETRY;
+    int n;
+
+    SSL_clear_mode(ssl, SSL_MODE_AUTO_RETRY);
+    n = SSL_read(ssl, buffer, length);
+    SSL_set_mode(ssl, retries);
+    return n;
+}
+
+static inline int receivewal_openssl_readable(const SSL *ssl)
 {
     struct pollfd p;
-    int flags;
 
     p.fd = SSL_get_fd(ssl);
-    if (p.fd < 0 || SSL_pending(ssl) > 0)
-        return 0;
-    flags = fcntl(p.fd, F_GETFL);
-    if (flags < 0 || (flags & O_NONBLOCK) != 0)
-        return 0;
     p.events = POLLIN;
     p.revents = 0;
-    return poll(&p, 1, 0) == 0;
+    return SSL_pending(ssl) > 0 || poll(&p, 1, 0) != 0;
 }
 
 static inline ptrdiff_t receivewal_openssl_read(void *ctx, void *buffer, size_t length)
 {
     SSL *ssl = (SSL *) ctx;
+    const int blocks = receivewal_openssl_blocks(ssl), size = length > INT_MAX ? INT_MAX : (int) length;
     receivewal_openssl_guard guard;
     ptrdiff_t result;
     int n;
 
-    if (receivewal_openssl_would_block(ssl))
+    if (blocks && !receivewal_openssl_readable(ssl))
         return RECEIVEWAL_IO_WANT_READ;
     ERR_clear_error(); /* SSL_get_error looks at the whole queue */
     receivewal_openssl_block(&guard);
     errno = 0;
-    n = SSL_read(ssl, buffer, length > INT_MAX ? INT_MAX : (int) length);
+    n = blocks ? receivewal_openssl_read_some(ssl, buffer, size) : SSL_read(ssl, buffer, size);
     result = n > 0 ? n : receivewal_openssl_result(ssl, n);
     receivewal_openssl_unblock(&guard, errno == EPIPE);
     return result;

@@ -151,6 +151,10 @@ static void fail_on(rw_relay *r, const char *function, ptrdiff_t answer, size_t 
         errno = error;
         r->io.errmsg(r->io.ctx, reason, sizeof(reason));
         reason[sizeof(reason) - 1] = '\0';
+        /* It goes into a log, too. */
+        for (char *p = reason; *p != '\0'; p++)
+            if (*p == '\n' || *p == '\r')
+                *p = ' ';
     }
     if (reason[0] == '\0')
         snprintf(reason, sizeof(reason), "receivewal_io.%s failed", function);

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -41,8 +42,8 @@ func TestKilled(t *testing.T) {
 			}
 			n := rounds(t, 7, 60)
 			k.run(n)
-			t.Logf("%d rounds, %d segments, of them %d completed by the killed; %d moments with a flushed position",
-				n, len(pg.List(t, k.dir).Complete), len(k.compared), k.flushes)
+			t.Logf("%d rounds, %d segments, of them %d completed by the killed; %d moments with a flushed position; %d times pg_receivewal "+
+				"could not go on after itself", n, len(pg.List(t, k.dir).Complete), len(k.compared), k.flushes, k.stuck)
 		})
 	}
 }
@@ -57,12 +58,14 @@ type killing struct {
 
 	begin    pg.LSN
 	compared map[string]bool // complete segments that are equal to the server's
+	short    map[string]bool // .partial files that pg_receivewal was killed over before it had filled them with zeros
 	flushes  int             // how often a slot's position was held against the directory
+	stuck    int             // how often pg_receivewal ended because of such a file
 }
 
 func (k *killing) run(n int) {
 	t, c := k.t, k.c
-	k.compared = map[string]bool{}
+	k.compared, k.short = map[string]bool{}, map[string]bool{}
 	load := keepBusy(t, c, 2, writeSome)
 	for i := range n {
 		r := ours(t).in(k.dir)
@@ -113,13 +116,18 @@ func (k *killing) round(r *receiver) {
 		life = between(k.rand, 0, 150*time.Millisecond) // while it starts
 	}
 	time.Sleep(life)
-	if !r.Running() {
+	switch {
+	case r.Running():
+		r.Kill9()
+	case r.name == "theirs" && len(k.short) > 0 && strings.Contains(r.Output(), "bytes, should be 0 or"):
+		k.stuck++ // we were killed before we got to mend that
+	default:
 		t.Fatalf("%s has ended by itself: %s", r.name, r.Output())
 	}
-	r.Kill9()
 	k.c.WaitGone(r.name) // a slot can be used again only then
 
 	checkNames(t, k.c, k.dir)
+	k.checkSizes(r)
 	for _, name := range pg.List(t, k.dir).Complete {
 		if !k.compared[name] {
 			k.compared[name] = k.equal(name)
@@ -131,6 +139,24 @@ func (k *killing) round(r *receiver) {
 	if told := k.c.LSN("select restart_lsn from pg_replication_slots"); told > k.begin {
 		checkHolds(t, k.c, k.dir, 1, max(k.begin, told-2*pg.LSN(k.c.SegmentSize)), told)
 		k.flushes++
+	}
+}
+
+// checkSizes fails if one of ours has made a .partial that is shorter than a segment. (The first one was made empty by us.)
+func (k *killing) checkSizes(r *receiver) {
+	before := k.short
+	k.short = map[string]bool{}
+	for _, name := range pg.List(k.t, k.dir).Partial {
+		info, err := os.Stat(filepath.Join(k.dir, name))
+		if err != nil {
+			k.t.Fatal(err)
+		}
+		if size := uint64(info.Size()); size != 0 && size != k.c.SegmentSize {
+			k.short[name] = true
+			if r.name == "ours" && !before[name] {
+				k.t.Errorf("%s has %d bytes", name, size)
+			}
+		}
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -21,20 +22,40 @@ func TestNothingIsLost(t *testing.T) {
 		order := []string{"ReceiverFirst", "ServerFirst"}[i%2]
 		t.Run(fmt.Sprint(i, order), func(t *testing.T) {
 			t.Parallel()
-			loseServer(t, i%2 == 0, i%4 >= 2)
+			loseServer(t, loss{receiverFirst: i%2 == 0, slot: i%4 >= 2})
 		})
 	}
 }
 
-// loseServer is one round; with or without a slot.
-func loseServer(t *testing.T, receiverFirst, slot bool) {
+// The same while the receiver's disk hangs. Commits have to wait for it: what it has taken but not made durable has no name yet, and is
+// gone with the receiver.
+func TestNothingIsLostOnAHungDisk(t *testing.T) {
+	for i := range rounds(t, 1, 10) {
+		t.Run(fmt.Sprint(i), func(t *testing.T) {
+			loseServer(t, loss{receiverFirst: true, slot: i%2 == 1, hung: newHungDisk(t)})
+		})
+	}
+}
+
+// loss is how a server is lost.
+type loss struct {
+	receiverFirst bool
+	slot          bool
+	hung          *hungDisk // nil: the disk is well
+}
+
+// loseServer is one round.
+func loseServer(t *testing.T, how loss) {
 	random := chance(t)
 	c := pg.New(t, pg.Options{SegmentSizeMB: 1})
 	c.SQL("create table commits (id bigint)")
 	backup := c.BaseBackup()
 	r := ours(t)
+	if how.hung != nil {
+		r.dir = how.hung.wal
+	}
 	args := []string{"--synchronous"}
-	if slot {
+	if how.slot {
 		c.SQL("select pg_create_physical_replication_slot('lost', true)")
 		args = append(args, "--slot", "lost")
 	}
@@ -53,8 +74,19 @@ func loseServer(t *testing.T, receiverFirst, slot bool) {
 	})
 	c.WaitFor("some commits", func() bool { return clients.count() > 300 })
 	time.Sleep(between(random, 0, 700*time.Millisecond))
+	if how.hung != nil {
+		how.hung.freeze()
+		time.Sleep(time.Second) // what was on its way
+		before := clients.count()
+		time.Sleep(between(random, 2*time.Second, 4*time.Second))
+		if n := clients.count() - before; n > 0 {
+			t.Errorf("%d commits were acknowledged while the disk hung", n)
+		}
+		r.Signal(syscall.SIGKILL)
+		how.hung.thaw() // until then it cannot die
+	}
 	kills := []func(){r.Kill9, c.Kill9}
-	if !receiverFirst {
+	if !how.receiverFirst {
 		kills = []func(){c.Kill9, r.Kill9}
 	}
 	kills[0]()

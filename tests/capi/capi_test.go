@@ -171,7 +171,7 @@ func runHost(t *testing.T, program, libraries string, env []string, args ...stri
 // TestHosts runs the hosts that need no more than the libraries.
 func TestHosts(t *testing.T) {
 	libraries := lib(t)
-	for _, name := range []string{"arguments", "handles", "receive", "threads", "fork", "signals", "guest", "directory", "io"} {
+	for _, name := range []string{"arguments", "handles", "receive", "threads", "fork", "signals", "guest", "directory", "io", "reconnect"} {
 		t.Run(name, func(t *testing.T) { runHost(t, compile(t, name, libraries), libraries, nil) })
 	}
 	t.Run("leaks", func(t *testing.T) {
@@ -299,7 +299,7 @@ func TestSanitizers(t *testing.T) {
 			[]string{"threads", "receive"}},
 		{"address, fake core", "ASAN_OPTIONS=detect_leaks=1", addressSanitizer, "", []string{"races"}},
 		{"address, Go core", "ASAN_OPTIONS=detect_leaks=1", addressSanitizer, filepath.Join(libraries, coreName),
-			[]string{"arguments", "handles", "receive", "threads", "io"}},
+			[]string{"arguments", "handles", "receive", "threads", "io", "reconnect"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			flags := append(slices.Clone(c.flags), "-DHEADER_HASH="+hashOf(t, libraries))
@@ -325,8 +325,12 @@ var addressSanitizer = []string{"-fsanitize=address,undefined", "-fno-sanitize-r
 // TestHeader: the header is C11 and C++, with all warnings, by itself and included twice.
 func TestHeader(t *testing.T) {
 	source := filepath.Join(t.TempDir(), "header.c")
-	text := `#include <receivewal.h>
+	text := `#define _POSIX_C_SOURCE 200809L
 #include <receivewal.h>
+#include <receivewal.h>
+#include <receivewal_openssl.h>
+#include <receivewal_openssl.h>
+receivewal_io io = RECEIVEWAL_IO_INIT;
 receivewal_connection c = RECEIVEWAL_CONNECTION_INIT;
 receivewal_options o = RECEIVEWAL_OPTIONS_INIT;
 receivewal_progress p = RECEIVEWAL_PROGRESS_INIT;
@@ -374,6 +378,16 @@ func TestRelay(t *testing.T) {
 				return
 			}
 			runHost(t, run1(t, "which", "valgrind"), libraries, nil, append(c.under, host)...)
+		})
+	}
+}
+
+// TestOpenSSL tests receivewal_openssl.h by itself.
+func TestOpenSSL(t *testing.T) {
+	libraries := lib(t)
+	for name, flags := range map[string][]string{"plain": nil, "sanitizers": addressSanitizer} {
+		t.Run(name, func(t *testing.T) {
+			runHost(t, compile(t, "openssl", libraries, append([]string{"-lssl", "-lcrypto"}, flags...)...), libraries, nil)
 		})
 	}
 }

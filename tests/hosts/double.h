@@ -193,7 +193,7 @@ static inline void double_errmsg(void *ctx, char *buffer, size_t length)
     io_double *d = ctx;
     char text[200];
 
-    snprintf(text, sizeof(text), "the double broke: %s", strerror(errno));
+    snprintf(text, sizeof(text), "the double\nbroke: \xff%s", strerror(errno));
     if (d->broken == 0)
         double_misused(d, "errmsg without an error");
     /* Without the NUL that it should have. */

@@ -144,7 +144,7 @@ static void nonsense(void)
         { PTRDIFF_MIN, true, true, "which makes no sense" },
         { PTRDIFF_MAX - 1, true, true, "which makes no sense" },
         { 0, false, true, "receivewal_io.write answered 0" },
-        { RECEIVEWAL_IO_ERROR, true, true, "the double broke: Protocol error" },
+        { RECEIVEWAL_IO_ERROR, true, true, "the double broke: \xffProtocol error" },
     };
 
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++)
@@ -228,8 +228,8 @@ static void at_any_moment(void)
     }
 }
 
-static unsigned char notice[] = "S\0\0\0\x10name\0value\0";     /* ParameterStatus */
-static unsigned char row[] = "D\0\0\0\6\0\0";                   /* a DataRow, which nobody asked for */
+static unsigned char notice[] = "S\0\0\0\x0fname\0value"; /* ParameterStatus */
+static unsigned char row[] = "D\0\0\0\6\0";              /* a DataRow, which nobody asked for */
 
 /* What the server sends behind the last answer is dealt with before the connection comes back. */
 static void behind_the_last_answer(void)
@@ -241,13 +241,12 @@ static void behind_the_last_answer(void)
         size_t length, late;
         int usable;
     } cases[] = {
-        { "a whole message", notice, 17, 0, 1 },
-        { "a message in two parts", notice, 17, 9, 1 },
-        { "a message with its end late", notice, 17, 1, 1 },
-        { "an answer to nothing", row, 7, 0, 0 },
+        { "a whole message", notice, sizeof(notice), 0, 1 },
+        { "a message in two parts", notice, sizeof(notice), 9, 1 },
+        { "a message with its end late", notice, sizeof(notice), 1, 1 },
+        { "an answer to nothing", row, sizeof(row), 0, 0 },
     };
 
-    notice[4] = 16;
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++)
         for (int mode = 0; mode < 4; mode++)
         {
@@ -472,6 +471,55 @@ static void under_us(const char *name, void (*behind)(io_double *), const char *
     close(stranger[1]);
 }
 
+static int plain_fd, plain_action;
+
+static int tamper(void *ctx, const receivewal_segment *segment)
+{
+    (void)ctx;
+    (void)segment;
+    if (plain_action == 1)
+        close(plain_fd);
+    else if (plain_action == 2)
+        dup2(stranger[0], plain_fd);
+    plain_action = 0;
+    return 0;
+}
+
+/* Without io, the library goes on with its own duplicate. */
+static void plain_under_us(void)
+{
+    for (int action = 1; action <= 2; action++)
+    {
+        server server;
+        int fd = server_start(&server, END + 1000, 1000);
+        const char *directory = new_directory();
+        receivewal_options o = options_for(directory);
+        receivewal_status status;
+        receivewal *rw;
+        char byte;
+
+        REQUIRE(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, stranger) == 0 && write(stranger[1], "x", 1) == 1);
+        plain_fd = fd;
+        plain_action = action;
+        o.events.segment_completed = tamper;
+        rw = attach(fd);
+        status = receivewal_receive(rw, &o);
+        CHECK(action == 1 ? "a plain descriptor closed under us" : "a plain descriptor replaced under us",
+              status == RECEIVEWAL_OK && plain_action == 0 && has_segments(directory, SEGMENTS), "status %d, %s", (int)status,
+              receivewal_errmsg(rw));
+        receivewal_detach(rw);
+        CHECK("a stranger's socket is left alone",
+              recv(stranger[1], &byte, 1, MSG_DONTWAIT) < 0 && recv(stranger[0], &byte, 1, MSG_DONTWAIT) == 1, "it was not");
+        if (action == 1)
+            CHECK("a closed number is left alone", fcntl(fd, F_GETFD) < 0, "it is open");
+        else
+            close(fd);
+        server_stop(&server);
+        close(stranger[0]);
+        close(stranger[1]);
+    }
+}
+
 static void wrong_io(void)
 {
     receivewal_connection c = RECEIVEWAL_CONNECTION_INIT;
@@ -535,6 +583,7 @@ int main(void)
     stop_from_inside();
     under_us("the descriptor is closed under us", close_fd, "was closed while it was lent");
     under_us("the descriptor is replaced under us", replace_fd, "was replaced");
+    plain_under_us();
     wrong_io();
     return 0;
 }

@@ -230,12 +230,74 @@ static void ends(const char *name, ptrdiff_t answer, int tells)
     tear_down(&b);
 }
 
+/* What a function wants decides what the relay waits for, and nothing else. */
+static ptrdiff_t wish_read(void *ctx, void *buffer, size_t length)
+{
+    ptrdiff_t *wishes = ctx;
+
+    (void)buffer;
+    (void)length;
+    wishes[2]++;
+    return wishes[0];
+}
+
+static ptrdiff_t wish_write(void *ctx, const void *buffer, size_t length)
+{
+    ptrdiff_t *wishes = ctx;
+
+    (void)buffer;
+    (void)length;
+    wishes[3]++;
+    return wishes[1];
+}
+
+static void wants(void)
+{
+    static const ptrdiff_t both[] = { RECEIVEWAL_IO_WANT_READ, RECEIVEWAL_IO_WANT_WRITE };
+
+    for (int i = 0; i < 16; i++)
+    {
+        ptrdiff_t wishes[4] = { both[i & 1], both[i >> 1 & 1], 0, 0 };
+        const bool readable = i & 4, writing = i & 8;
+        /* The socket is always writable, and readable as the case has it. */
+        const bool read_again = wishes[0] == RECEIVEWAL_IO_WANT_WRITE || readable;
+        const bool write_again = writing && (wishes[1] == RECEIVEWAL_IO_WANT_WRITE || readable);
+        char byte;
+        bench b;
+
+        set_up(&b, 0, 0);
+        rw_relay_free(b.relay, b.poll_fd);
+        close(b.core);
+        {
+            receivewal_connection connection = RECEIVEWAL_CONNECTION_INIT;
+            receivewal_io io = RECEIVEWAL_IO_INIT;
+
+            io.ctx = wishes;
+            io.read = wish_read;
+            io.write = wish_write;
+            connection.fd = b.host[0];
+            connection.io = &io;
+            b.relay = rw_relay_new(&connection, &b.core);
+        }
+        if (!readable)
+            REQUIRE(recv(b.host[0], &byte, 1, 0) == 1);
+        if (writing)
+            REQUIRE(send(b.core, "x", 1, 0) == 1);
+        for (int j = 0; j < 20; j++)
+            turn(&b);
+        CHECK("a function is called again when what it wants has come", (wishes[2] > 1) == read_again && (wishes[3] > 1) == write_again,
+              "case %d: %td reads, %td writes", i, wishes[2], wishes[3]);
+        tear_down(&b);
+    }
+}
+
 int main(void)
 {
     int left = descriptors();
 
     both_ways();
     back_pressure();
+    wants();
     ends("end", 0, 0);
     ends("error", RECEIVEWAL_IO_ERROR, 1);
     ends("nonsense", -77, 1);
