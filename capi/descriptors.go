@@ -40,7 +40,7 @@ func mark(fd int) (word *uint64, bit uint64) {
 	return &table[fd/64], 1 << (fd % 64)
 }
 
-// callsInFlight bounds the threads that wait for the disk. A few disks at once are busy with that many.
+// callsInFlight bounds the threads that wait for one disk: it is busy with that many.
 const callsInFlight = 8
 
 // files is the operating system's file system, with its descriptors marked, and shared by all sessions.

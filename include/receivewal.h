@@ -33,6 +33,8 @@
  *              handle; anything else returns RECEIVEWAL_ERR_BUSY.
  *   Fork       After fork, a child of a process that has made a call which needs the core gets
  *              RECEIVEWAL_ERR_FORKED from each of them at once. A child of a process that has not may use the library freely.
+ *              fork closes the library's descriptors in the child: one that outlives its parent holds neither the directory's
+ *              lock nor the connection. The host's own descriptor of the connection is for the host to close there.
  *   Units      LSNs are byte positions in the WAL. Times are in milliseconds, points in time in microseconds since
  *              1970-01-01 00:00:00 UTC; sizes are in bytes.
  *   Structs    that the caller fills, or that the library fills for the caller, begin with their size. Initialise them with

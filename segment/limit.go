@@ -2,18 +2,21 @@ package segment
 
 import (
 	"io/fs"
+	"sync"
 	"time"
 )
 
-// Limit is a file system of which at most calls are in flight at once, and as many syncs: the others wait for their turn. Each
-// call occupies a thread while the disk takes its time, and threads must not grow with the number of directories. Syncs
-// have a turn of their own, since what else there is must not wait for them: a stream goes on writing, and answers the server,
-// while the disk is at work.
+// Limit is a file system of which at most calls are in flight at once on each device, and as many syncs: the others wait for
+// their turn. Each call occupies a thread while the disk takes its time, and threads must not grow with the number of
+// directories. Syncs have a turn of their own, since what else there is must not wait for them: a stream goes on writing, and
+// answers the server, while the disk is at work. A device that does not answer holds up no other.
 func Limit(fsys FS, calls int) FS {
-	return &limitedFS{fsys, turns{make(chan struct{}, calls), make(chan struct{}, calls)}}
+	return &limitedFS{fsys: fsys, count: calls, opens: newTurns(calls), devices: map[uint64]turns{}}
 }
 
 type turns struct{ calls, syncs chan struct{} }
+
+func newTurns(n int) turns { return turns{make(chan struct{}, n), make(chan struct{}, n)} }
 
 // A turn ends with a receive from what take and sync return.
 func (t turns) take() turn { t.calls <- struct{}{}; return t.calls }
@@ -24,17 +27,36 @@ type turn <-chan struct{}
 func (t turn) end() { <-t }
 
 type limitedFS struct {
-	fsys FS
-	turns
+	fsys  FS
+	count int
+	opens turns // of directories, whose device is not known yet
+
+	mu      sync.Mutex
+	devices map[uint64]turns
 }
 
 func (l *limitedFS) OpenDir(path string) (Dir, error) {
-	defer l.take().end()
+	defer l.opens.take().end()
 	d, err := l.fsys.OpenDir(path)
 	if err != nil {
 		return nil, err
 	}
-	return &limitedDir{d, l.turns}, nil
+	var device uint64
+	if on, ok := d.(interface{ Device() uint64 }); ok {
+		device = on.Device()
+	}
+	return &limitedDir{d, l.on(device)}, nil
+}
+
+func (l *limitedFS) on(device uint64) turns {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	t, ok := l.devices[device]
+	if !ok {
+		t = newTurns(l.count)
+		l.devices[device] = t
+	}
+	return t
 }
 
 type limitedDir struct {

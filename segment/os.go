@@ -49,6 +49,15 @@ type osDir struct {
 
 func (d *osDir) fd() int { return int(d.f.Fd()) }
 
+// Device is the number of the file system; 0 where it is not known.
+func (d *osDir) Device() uint64 {
+	var st unix.Stat_t
+	if unix.Fstat(d.fd(), &st) != nil {
+		return 0
+	}
+	return st.Dev
+}
+
 func (d *osDir) Names() ([]string, error) {
 	// A descriptor of its own: the position in the directory belongs to the descriptor.
 	fd, err := d.openat(".", unix.O_RDONLY|unix.O_DIRECTORY, 0)
