@@ -6,6 +6,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+
+	"libreceivewal/segment"
 )
 
 // slotOfRun is the slot that a receiver gets.
@@ -59,11 +61,14 @@ func catchup(o *options, out io.Writer) error {
 			if rec.Only != "" && rec.Only != transport {
 				continue
 			}
+			if r.noted(rec.Name, transport, "system calls") {
+				continue
+			}
 			calls, err := b.systemCalls(o, rec, transport)
 			if err != nil {
 				return fmt.Errorf("%s: %w", rec.Name, err)
 			}
-			r.note(rec.Name, transport, "system calls", calls/(float64(b.bytes())/1e6))
+			r.note(rec.Name, transport, "system calls", calls)
 		}
 	}
 	return r.write(out)
@@ -82,7 +87,11 @@ func (b *backlog) values(u usage) map[string]float64 {
 
 // catchUp is one run of one receiver. With check, what it has written is compared with what the server has.
 func catchUp(o *options, b *backlog, rec receiver, transport string, check bool) (usage, error) {
-	dir, err := b.begin(o)
+	memory := b.bytes()
+	if !rec.Writes {
+		memory = 0
+	}
+	dir, err := b.begin(o, memory)
 	if err != nil {
 		return usage{}, err
 	}
@@ -98,25 +107,28 @@ func catchUp(o *options, b *backlog, rec receiver, transport string, check bool)
 	return u, b.end()
 }
 
+// systemCalls are a receiver's for each MB of the backlog's beginning: strace is slow.
 func (b *backlog) systemCalls(o *options, rec receiver, transport string) (float64, error) {
-	dir, err := b.begin(o)
+	first := *b
+	first.End = min(b.End, b.Start+16*segment.LSN(b.SegmentSize))
+	dir, err := first.begin(o, 0)
 	if err != nil {
 		return 0, err
 	}
-	calls, err := systemCalls(b.command(rec, transport, dir))
+	calls, err := systemCalls(first.command(rec, transport, dir))
 	if err != nil {
 		return 0, err
 	}
-	return calls["total"], b.end()
+	return calls["total"] / (float64(first.bytes()) / 1e6), first.end()
 }
 
 // begin makes an empty folder and a slot that stands at the beginning.
-func (b *backlog) begin(o *options) (dir string, err error) {
+func (b *backlog) begin(o *options, memory uint64) (dir string, err error) {
 	if _, err := b.server.sql("select pg_copy_physical_replication_slot('" + slotOfBacklog + "', '" + slotOfRun + "')"); err != nil {
 		return "", err
 	}
 	dir = filepath.Join(o.cache, "received")
-	return dir, prepare(dir, int(b.bytes()))
+	return dir, prepare(dir, int(memory))
 }
 
 func (b *backlog) command(rec receiver, transport, dir string) *exec.Cmd {

@@ -158,6 +158,10 @@ func prepare(dir string, memory int) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
+	if memory == 0 {
+		unix.Sync()
+		return nil
+	}
 	touched, err := unix.Mmap(-1, 0, memory, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_POPULATE)
 	if err != nil {
 		return fmt.Errorf("%d bytes of memory: %w", memory, err)

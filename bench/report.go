@@ -17,14 +17,13 @@ import (
 
 // report is what a bench has measured: a table and a plot made of rounds, and the rounds themselves.
 type report struct {
-	Bench    string
-	Title    string
-	Command  string // that makes it again
-	Columns  []column
-	Machine  string
-	Rounds   int
-	Runs     []run1
-	CaseName string // what a case is, "transport"
+	Bench   string
+	Title   string
+	Command string // that makes it again
+	Columns []column
+	Machine string
+	Rounds  int
+	Runs    []measurement
 
 	folder string
 }
@@ -40,8 +39,8 @@ type column struct {
 	Against []string // receivers to show the ratio to
 }
 
-// run1 is one run of one receiver in one case. Round is -1 for what was measured beside the rounds.
-type run1 struct {
+// measurement is one run of one receiver in one case. Round is -1 for what was measured beside the rounds.
+type measurement struct {
 	Receiver string
 	Case     string
 	Round    int
@@ -76,7 +75,7 @@ func (r *report) nextRound() int {
 }
 
 func (r *report) add(receiver, in string, round int, values map[string]float64) {
-	r.Runs = append(r.Runs, run1{receiver, in, round, values})
+	r.Runs = append(r.Runs, measurement{receiver, in, round, values})
 }
 
 // note keeps a value that was measured beside the rounds, in place of an earlier one.
@@ -88,6 +87,12 @@ func (r *report) note(receiver, in, name string, value float64) {
 		}
 	}
 	r.add(receiver, in, -1, map[string]float64{name: value})
+}
+
+// noted tells whether there is such a value from an earlier time.
+func (r *report) noted(receiver, in, name string) bool {
+	_, is := r.values(receiver, in, name)[-1]
+	return is
 }
 
 // values are one receiver's in one case, by round.
