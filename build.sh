@@ -4,6 +4,7 @@
 # ./build.sh demo          shows it at work against a throwaway PostgreSQL, and checks every byte received
 # ./build.sh test          everything that must hold, with real servers; the last line is "N passed, N failed"
 # ./build.sh test ARGS     only "go test ARGS", for example: ./build.sh test ./tests/e2e -run Endpos
+# ./build.sh bench [WHAT]  measures beside pg_receivewal and what the machine allows: bench/README.md says what and how
 # ./build.sh soak [ROUNDS] the long forms of the tests on real servers: kill -9, lost servers, a thousand streams; 1 round is 200 kills
 # ./build.sh fuzz [TIME]   every fuzz target for TIME each, 10m unless told
 # ./build.sh install DIR   installs into DIR, for example /usr/local (DESTDIR is honoured)
@@ -40,6 +41,9 @@ needed_to_build=(
 needed_to_demo=(
     "$pg_bin/postgres:postgresql-15"
     "$pg_bin/pg_receivewal:postgresql-client-15"
+)
+needed_to_bench=(
+    strace:strace
 )
 needed_to_test=(
     g++:g++
@@ -159,6 +163,19 @@ build_program() {
         -Lbuild/lib -lreceivewal "-L$(pg_config --libdir)" -lpq -lssl -lcrypto "-Wl,-rpath,\$ORIGIN/../lib"
 }
 
+# What bench/ runs: hosts of the library and the programs that show the machine's limits.
+build_bench() {
+    local host
+    for host in bench/host/*.c; do
+        compile "build/bench/$(basename "$host" .c)" "$host" include/*.h -- \
+            -D_GNU_SOURCE -Iinclude "-I$(pg_config --includedir)" "$host" \
+            -Lbuild/lib -lreceivewal "-L$(pg_config --libdir)" -lpq "-Wl,-rpath,\$ORIGIN/../lib"
+    done
+    compile build/bench/limit bench/limit/limit.c -- \
+        -D_GNU_SOURCE "-I$(pg_config --includedir)" bench/limit/limit.c "-L$(pg_config --libdir)" -lpq -pthread
+    go build -o build/bench/bench ./bench
+}
+
 build() {
     need "${needed_to_build[@]}"
     build_headers
@@ -275,6 +292,12 @@ demo)
     exec tests/demo.sh
     ;;
 test) test_all "$@" ;;
+bench)
+    need "${needed_to_build[@]}" "${needed_to_demo[@]}" "${needed_to_bench[@]}"
+    build
+    build_bench
+    exec build/bench/bench "$@"
+    ;;
 soak) soak "$@" ;;
 fuzz) fuzz "$@" ;;
 install)
