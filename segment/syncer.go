@@ -55,7 +55,7 @@ func (w *Writer) due() bool {
 		return false
 	}
 	s, written := w.pending[0], w.Written()
-	return written >= s.id.End(w.o.Size) || w.mayShow(s, written) ||
+	return written >= s.id.End(w.o.Size) || s.overdue && w.mayShow(s, written) ||
 		w.wanted > w.flushed && w.checked(written) > w.flushed
 }
 

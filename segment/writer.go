@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -61,6 +62,7 @@ type openSegment struct {
 	id      ID
 	file    File
 	visible bool       // as .partial; before that the file has no name, and is gone after a crash. With Writer.mu
+	overdue bool       // it has been without a name for long enough. With Writer.mu
 	header  pageHeader // its beginning, as received; it goes to the file once it is whole and checked
 
 	// Other partial files of the same segment (compressed ones), which this one replaces once it holds as much as
@@ -209,11 +211,31 @@ func (w *Writer) begin(s *openSegment) {
 	w.pending = append(w.pending, s)
 	if s.visible {
 		w.events = append(w.events, Event{s.id, w.partialName(s.id), false})
+	} else {
+		w.nameInTime(s)
 	}
 	w.mu.Unlock()
 	if s.visible && w.o.Notify != nil {
 		w.o.Notify()
 	}
+}
+
+// nameAfter is how long a segment may do without a name: while catching up, most are complete before, and get their final one
+// with half the waiting for the disk. The first of a Writer gets its name at once: it tells where the receive began.
+const nameAfter = 100 * time.Millisecond
+
+// nameInTime sees to it, with mu held, that a segment without a name gets one in time.
+func (w *Writer) nameInTime(s *openSegment) {
+	if s.id.LSN(w.o.Size) == w.o.Start {
+		s.overdue = true
+		return
+	}
+	time.AfterFunc(nameAfter, func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		s.overdue = true
+		w.work.Signal()
+	})
 }
 
 // advance tells the syncer that the segment has been written up to end, if that gives it something to do.
