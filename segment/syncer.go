@@ -28,6 +28,9 @@ func (w *Writer) syncer() {
 			return
 		}
 		w.finish(s, end, w.forward(s, end))
+		if w.o.Notify != nil {
+			w.o.Notify()
+		}
 	}
 }
 
@@ -38,8 +41,10 @@ func (w *Writer) nextWork() (*openSegment, LSN, bool) {
 	defer w.mu.Unlock()
 	for {
 		switch {
+		case w.busy: // by Sync
 		case w.err == nil && w.due():
 			s := w.pending[0]
+			w.busy = true
 			return s, min(w.Written(), s.id.End(w.o.Size)), true
 		case w.closing:
 			return nil, 0, false
@@ -177,6 +182,7 @@ func (w *Writer) complete(s *openSegment) error {
 // finish records what forward has achieved.
 func (w *Writer) finish(s *openSegment, end LSN, err error) {
 	w.mu.Lock()
+	w.busy = false
 	if err != nil {
 		w.err = err
 	} else {
@@ -185,11 +191,11 @@ func (w *Writer) finish(s *openSegment, end LSN, err error) {
 			w.pending = w.pending[1:]
 			w.events = append(w.events, Event{s.id, s.id.Name(w.o.Size), true})
 		}
+		if w.due() {
+			w.work.Signal() // the syncer, if it had to leave this to Sync
+		}
 	}
 	w.mu.Unlock()
-	if w.o.Notify != nil {
-		w.o.Notify()
-	}
 }
 
 // closeFiles closes what is still open: a segment that is not complete, or after a failure all that remain. A file without

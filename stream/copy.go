@@ -91,6 +91,7 @@ func newCopyStream(r *receiver) *copyStream {
 		History:          r.history,
 		Whole:            r.filling,
 		CheckPages:       r.o.CheckPages,
+		Synchronous:      r.o.Synchronous,
 		NoSync:           r.o.NoSync,
 		Notify: func() {
 			c.news.Store(true)
@@ -148,7 +149,9 @@ func (c *copyStream) loop(ctx context.Context) (ending, error) {
 			return end, err
 		}
 		if c.o.Synchronous {
-			c.w.Flush()
+			if err := c.flushNow(); err != nil {
+				return goingOn, err
+			}
 		}
 		if err := c.keepUp(time.Now()); err != nil {
 			return goingOn, err
@@ -160,6 +163,26 @@ func (c *copyStream) loop(ctx context.Context) (ending, error) {
 			return goingOn, err
 		}
 	}
+}
+
+// flushNow makes durable what was written, and tells the server. Where the disk is not busy with more than that, it is waited for
+// here: what arrives meanwhile is flushed together the next time.
+func (c *copyStream) flushNow() error {
+	if max(c.w.Flushed(), c.wanted) >= c.w.Written() {
+		return nil
+	}
+	c.wanted = c.w.Written()
+	c.guard.enter()
+	done := c.w.Sync()
+	c.guard.leave()
+	if !done {
+		return nil
+	}
+	if err := c.w.Err(); err != nil {
+		return err
+	}
+	c.changed = true
+	return c.sendStatus(false)
 }
 
 // await waits for the server, the syncer, a stop or the time of the next status update. While the disk is behind,
@@ -177,6 +200,9 @@ func (c *copyStream) await() error {
 		return nil
 	}
 	c.blind = time.Time{}
+	if c.server.end >= c.next+lingerLag && c.c.short() {
+		linger()
+	}
 	got, err := c.c.read(bufferSize, c.deadline())
 	if got {
 		c.lastHeard, c.asked = time.Now(), false
@@ -210,6 +236,7 @@ func (c *copyStream) consume() (ending, error) {
 
 // store writes a piece of WAL data.
 func (c *copyStream) store(data []byte) (ending, error) {
+	c.w.Live(c.server.end < c.next+segment.LSN(c.sys.SegmentSize))
 	c.guard.enter()
 	n, err := c.w.Append(c.next, data)
 	c.guard.leave()

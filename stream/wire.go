@@ -94,6 +94,7 @@ type wire struct {
 	buf  []byte // buf[r:w] was read and not used yet; nil while nothing is there and nothing is read
 	r, w int
 	lent bool // buf is of buffers
+	got  int  // how many bytes the last read got
 	out  []byte
 
 	lazy  lazyReader // conn, if it is one
@@ -141,6 +142,9 @@ func (c *wire) arm(deadline time.Time) (bool, error) {
 	if deadline.Equal(c.armed) {
 		return true, nil
 	}
+	if !deadline.IsZero() && deadline.After(c.armed) && c.armed.After(time.Now()) {
+		return true, nil // it returns early once, and is called again; the deadline moves on with each message, and to set it costs
+	}
 	c.armed = deadline
 	return true, c.conn.SetReadDeadline(deadline)
 }
@@ -172,6 +176,7 @@ func (c *wire) read(limit int, deadline time.Time) (bool, error) {
 		n, err = c.conn.Read(c.get())
 	}
 	c.w += n
+	c.got = n
 	if n > 0 {
 		return true, nil // an error, if there is one, comes again
 	}
@@ -183,6 +188,9 @@ func (c *wire) read(limit int, deadline time.Time) (bool, error) {
 	}
 	return false, readFailure(err)
 }
+
+// short tells whether the last read has got little: we are faster than the server.
+func (c *wire) short() bool { return c.got < bufferSize/2 }
 
 // reserve makes room in the buffer for more bytes, n at most, and gives that room.
 func (c *wire) reserve(n int) []byte {
