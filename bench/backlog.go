@@ -7,7 +7,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"syscall"
 
 	"libreceivewal/segment"
 )
@@ -27,18 +26,6 @@ const slotOfBacklog = "backlog"
 // openBacklog starts the server that has a backlog of the wanted size, which is made the first time.
 func openBacklog(o *options, out io.Writer) (*backlog, error) {
 	folder := filepath.Join(o.cache, fmt.Sprintf("backlog-%d", o.backlogMB))
-	if err := os.MkdirAll(o.cache, 0o755); err != nil {
-		return nil, err
-	}
-	lock, err := os.OpenFile(folder+".lock", os.O_CREATE|os.O_RDWR, 0o644)
-	if err != nil {
-		return nil, err
-	}
-	// Held until this process ends. Two benches at once would measure each other anyway.
-	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
-		return nil, fmt.Errorf("another bench uses %s: %w", folder, err)
-	}
-	o.locks = append(o.locks, lock)
 	b := &backlog{}
 	text, err := os.ReadFile(filepath.Join(folder, "backlog.json"))
 	if errors.Is(err, os.ErrNotExist) {
@@ -69,7 +56,7 @@ func makeBacklog(o *options, folder string) (*backlog, error) {
 		return nil, err
 	}
 	b := &backlog{server: s, SegmentSize: 16 << 20, MB: o.backlogMB}
-	if _, err := s.pgbench("-i", "-s", "10", "-q"); err != nil {
+	if err := s.pgbench("-i", "-s", "10", "-q"); err != nil {
 		return nil, err
 	}
 	if _, err := s.sql("select pg_switch_wal(); create table bulk (id bigint, at timestamptz, text text)"); err != nil {
@@ -89,7 +76,7 @@ func makeBacklog(o *options, folder string) (*backlog, error) {
 		if _, err := s.sql("checkpoint"); err != nil {
 			return nil, err
 		}
-		if _, err := s.pgbench("-N", "-n", "-c", "4", "-T", fmt.Sprint(min(3, 1+left>>26))); err != nil {
+		if err := s.pgbench("-N", "-n", "-c", "4", "-T", fmt.Sprint(min(3, 1+left>>26))); err != nil {
 			return nil, err
 		}
 		if _, err := s.sql(fmt.Sprintf("truncate bulk; insert into bulk select i, now(), md5(i::text) || repeat('x', i %% 50) from generate_series(1, %d) i", rows)); err != nil {
