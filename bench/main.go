@@ -51,6 +51,7 @@ var benches = []struct {
 	{"switches", switches},
 	{"live", live},
 	{"idle", idle},
+	{"scale", scale},
 }
 
 func main() {
