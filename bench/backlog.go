@@ -24,13 +24,13 @@ type backlog struct {
 const slotOfBacklog = "backlog"
 
 // openBacklog starts the server that has a backlog of the wanted size, which is made the first time.
-func openBacklog(o *options, out io.Writer, settings ...string) (*backlog, error) {
-	folder := filepath.Join(o.cache, fmt.Sprintf("backlog-%d", o.backlogMB))
+func openBacklog(o *options, mb, segmentMB int, out io.Writer, settings ...string) (*backlog, error) {
+	folder := filepath.Join(o.cache, fmt.Sprintf("backlog-%d-%d", mb, segmentMB))
 	b := &backlog{}
 	text, err := os.ReadFile(filepath.Join(folder, "backlog.json"))
 	if errors.Is(err, os.ErrNotExist) {
-		fmt.Fprintf(out, "making %d MB of WAL, once\n", o.backlogMB)
-		if err := makeBacklog(o, folder); err != nil {
+		fmt.Fprintf(out, "making %d MB of WAL in segments of %d MiB, once\n", mb, segmentMB)
+		if err := makeBacklog(o, folder, mb, segmentMB); err != nil {
 			return nil, err
 		}
 		text, err = os.ReadFile(filepath.Join(folder, "backlog.json"))
@@ -46,12 +46,12 @@ func openBacklog(o *options, out io.Writer, settings ...string) (*backlog, error
 
 // makeBacklog has the WAL that databases write: pgbench's small transactions with the pages that the first change after a
 // checkpoint takes along, and rows in bulk.
-func makeBacklog(o *options, folder string) error {
+func makeBacklog(o *options, folder string, mb, segmentMB int) error {
 	if err := os.RemoveAll(folder); err != nil {
 		return err
 	}
 	data := filepath.Join(folder, "data")
-	if err := initServer(o, data, 16, "fsync = off", "wal_recycle = off", "wal_init_zero = off", "wal_keep_size = '1TB'"); err != nil {
+	if err := initServer(o, data, segmentMB, "fsync = off", "wal_recycle = off", "wal_init_zero = off", "wal_keep_size = '1TB'"); err != nil {
 		return err
 	}
 	s, err := startServer(o, data)
@@ -59,7 +59,7 @@ func makeBacklog(o *options, folder string) error {
 		return err
 	}
 	defer s.stop()
-	b := &backlog{server: s, SegmentSize: 16 << 20, MB: o.backlogMB}
+	b := &backlog{server: s, SegmentSize: segment.Size(segmentMB) << 20, MB: mb}
 	if err := s.pgbench("-i", "-s", "10", "-q"); err != nil {
 		return err
 	}
@@ -70,7 +70,7 @@ func makeBacklog(o *options, folder string) error {
 		return err
 	}
 	b.Start = b.SegmentSize.Floor(b.Start)
-	b.End = b.SegmentSize.Floor(b.Start + segment.LSN(o.backlogMB)<<20)
+	b.End = b.SegmentSize.Floor(b.Start + segment.LSN(mb)<<20)
 	if b.End == b.Start {
 		b.End += segment.LSN(b.SegmentSize)
 	}
@@ -127,6 +127,13 @@ func (b *backlog) warm() error {
 		}
 	}
 	return nil
+}
+
+// first is the beginning of the backlog, of at most so many bytes.
+func (b *backlog) first(bytes int) *backlog {
+	part := *b
+	part.End = min(b.End, b.Start+b.SegmentSize.Floor(segment.LSN(bytes)))
+	return &part
 }
 
 // check compares what a receiver has written with what the server has.

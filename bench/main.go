@@ -47,6 +47,8 @@ var benches = []struct {
 	run  func(*options, io.Writer) error
 }{
 	{"catchup", catchup},
+	{"segments", segments},
+	{"compression", compression},
 	{"synchronous", synchronous},
 	{"switches", switches},
 	{"live", live},
@@ -114,7 +116,7 @@ func parse(args []string) (*options, []string, error) {
 	flags.IntVar(&o.seconds, "seconds", 10, "length of a round where time is given, not WAL")
 	flags.BoolVar(&o.addRounds, "add", false, "add to the rounds that the results hold already")
 	transports := flags.String("transports", "unix,tcp", "how receivers connect")
-	segments := flags.String("segments", "16,64", "wal_segment_size in MiB (switches)")
+	segments := flags.String("segments", "16,64", "wal_segment_size in MiB (segments, switches)")
 	clients := flags.String("clients", "1,8,32", "clients of pgbench (synchronous)")
 	rates := flags.String("rates", "250,1000,0", "transactions a second, 0: as many as there can be (live)")
 	streams := flags.String("streams", "1,10,100,1000", "streams in one process (scale)")

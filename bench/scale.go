@@ -17,7 +17,7 @@ import (
 
 // scale has one process receive many streams.
 func scale(o *options, out io.Writer) error {
-	b, err := openBacklog(o, out, "max_wal_senders=200")
+	b, err := openBacklog(o, o.backlogMB, 16, out, "max_wal_senders=200")
 	if err != nil {
 		return err
 	}

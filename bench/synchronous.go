@@ -136,8 +136,7 @@ func synchronous(o *options, out io.Writer) error {
 			return err
 		}
 		for _, clients := range o.clients {
-			for i := range receivers {
-				rec := receivers[(i+round)%len(receivers)]
+			for _, rec := range turned(receivers, round) {
 				in := fmt.Sprintf("%d clients", clients)
 				if clients == 1 {
 					in = "1 client"
@@ -208,8 +207,7 @@ func switches(o *options, out io.Writer) error {
 			if err := s.refresh(); err != nil {
 				return err
 			}
-			for i := range receivers {
-				rec := receivers[(i+round)%len(receivers)]
+			for _, rec := range turned(receivers, round) {
 				in := fmt.Sprintf("segments of %d MiB, 8 clients", size)
 				m, err := s.commits(o, rec, 8, "-f", script.Name())
 				if err != nil {
@@ -448,8 +446,7 @@ func live(o *options, out io.Writer) error {
 			if rate > 0 {
 				in = fmt.Sprintf("%d commits a second", rate)
 			}
-			for i := range receivers {
-				rec := receivers[(i+round)%len(receivers)]
+			for _, rec := range turned(receivers, round) {
 				values, err := s.followed(o, rec, rate, o.seconds)
 				if err != nil {
 					return fmt.Errorf("%s, %s: %w", in, rec.Name, err)
@@ -573,8 +570,7 @@ func idle(o *options, out io.Writer) error {
 	receivers := o.followers()
 	for range o.rounds {
 		round := r.nextRound()
-		for i := range receivers {
-			rec := receivers[(i+round)%len(receivers)]
+		for _, rec := range turned(receivers, round) {
 			values, err := s.idleFor(o, rec)
 			if err != nil {
 				return fmt.Errorf("%s: %w", rec.Name, err)
