@@ -66,6 +66,10 @@ func makeBacklog(o *options, folder string, mb, segmentMB int) error {
 	if _, err := s.sql("select pg_switch_wal(); create table bulk (id bigint, at timestamptz, text text)"); err != nil {
 		return err
 	}
+	// The slot begins at the last checkpoint: pgbench's own tables aren't WAL as usual.
+	if _, err := s.sql("checkpoint"); err != nil {
+		return err
+	}
 	if b.Start, err = s.lsn("select lsn from pg_create_physical_replication_slot('" + slotOfBacklog + "', true)"); err != nil {
 		return err
 	}
@@ -76,14 +80,14 @@ func makeBacklog(o *options, folder string, mb, segmentMB int) error {
 	}
 	for lsn := b.Start; lsn < b.End+segment.LSN(b.SegmentSize); {
 		left := uint64(b.End) - uint64(min(lsn, b.End)) + uint64(b.SegmentSize)
-		rows := min(200_000, left/2/160+1)
+		rows := min(200_000, left/2/190+1)
 		if _, err := s.sql("checkpoint"); err != nil {
 			return err
 		}
 		if err := s.pgbench("-N", "-n", "-c", "4", "-T", fmt.Sprint(min(3, 1+left>>26))); err != nil {
 			return err
 		}
-		if _, err := s.sql(fmt.Sprintf("truncate bulk; insert into bulk select i, now(), md5(i::text) || repeat('x', i %% 50) from generate_series(1, %d) i", rows)); err != nil {
+		if _, err := s.sql(fmt.Sprintf("truncate bulk; insert into bulk select i, now(), md5(i::text) || repeat(' ', i %% 50) || md5(random()::text) from generate_series(1, %d) i", rows)); err != nil {
 			return err
 		}
 		if lsn, err = s.lsn("select pg_current_wal_flush_lsn()"); err != nil {

@@ -74,7 +74,7 @@ func catchup(o *options, out io.Writer) error {
 
 // segments has receivers catch up with WAL in segments of several sizes.
 func segments(o *options, out io.Writer) error {
-	const mb = 512
+	mb := min(512, o.backlogMB)
 	r := &report{
 		Bench:   "segments",
 		Title:   fmt.Sprintf("Catching up with %d MB of WAL over TCP, by the size of segments", mb),

@@ -214,7 +214,20 @@ func (s *server) lsn(text string) (segment.LSN, error) {
 
 // waitFor polls until a query answers t.
 func (s *server) waitFor(query string) error {
+	return s.waitWith(nil, query)
+}
+
+// waitWith is waitFor what a process is to bring about, and ends with it.
+func (s *server) waitWith(p *process, query string) error {
 	for end := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
+		if p != nil {
+			select {
+			case err := <-p.exited:
+				p.exited <- err
+				return fmt.Errorf("%s has ended: %w", p.cmd.Path, errors.Join(err, errors.New(p.text())))
+			default:
+			}
+		}
 		v, err := s.value(query)
 		if err != nil {
 			return err

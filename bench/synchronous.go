@@ -67,8 +67,8 @@ func (s *server) follow(o *options, rec receiver, transport string, synchronous 
 	if f.process, err = start(cmd); err != nil {
 		return nil, err
 	}
-	if err := s.waitFor("select exists (select from pg_stat_replication where application_name = '" + nameOfStandby + "' and state = 'streaming')"); err != nil {
-		return nil, fmt.Errorf("%s does not stream: %w\n%s", rec.Name, err, f.text())
+	if err := s.waitWith(f.process, "select exists (select from pg_stat_replication where application_name = '"+nameOfStandby+"' and state = 'streaming')"); err != nil {
+		return nil, fmt.Errorf("it does not stream: %w", err)
 	}
 	if synchronous {
 		if err := s.set("synchronous_standby_names", nameOfStandby); err != nil {
