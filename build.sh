@@ -44,6 +44,8 @@ needed_to_demo=(
 )
 needed_to_bench=(
     strace:strace
+    lz4:lz4
+    zstd:zstd
 )
 needed_to_test=(
     g++:g++

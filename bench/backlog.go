@@ -7,7 +7,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"syscall"
 
 	"libreceivewal/segment"
 )
@@ -25,30 +24,21 @@ type backlog struct {
 const slotOfBacklog = "backlog"
 
 // openBacklog starts the server that has a backlog of the wanted size, which is made the first time.
-func openBacklog(o *options, out io.Writer) (*backlog, error) {
-	folder := filepath.Join(o.cache, fmt.Sprintf("backlog-%d", o.backlogMB))
-	if err := os.MkdirAll(o.cache, 0o755); err != nil {
-		return nil, err
-	}
-	lock, err := os.OpenFile(folder+".lock", os.O_CREATE|os.O_RDWR, 0o644)
-	if err != nil {
-		return nil, err
-	}
-	// Held until this process ends. Two benches at once would measure each other anyway.
-	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
-		return nil, fmt.Errorf("another bench uses %s: %w", folder, err)
-	}
-	o.locks = append(o.locks, lock)
+func openBacklog(o *options, mb, segmentMB int, out io.Writer, settings ...string) (*backlog, error) {
+	folder := filepath.Join(o.cache, fmt.Sprintf("backlog-%d-%d", mb, segmentMB))
 	b := &backlog{}
 	text, err := os.ReadFile(filepath.Join(folder, "backlog.json"))
 	if errors.Is(err, os.ErrNotExist) {
-		fmt.Fprintf(out, "making %d MB of WAL, once\n", o.backlogMB)
-		return makeBacklog(o, folder)
+		fmt.Fprintf(out, "making %d MB of WAL in segments of %d MiB, once\n", mb, segmentMB)
+		if err := makeBacklog(o, folder, mb, segmentMB); err != nil {
+			return nil, err
+		}
+		text, err = os.ReadFile(filepath.Join(folder, "backlog.json"))
 	}
 	if err := errors.Join(err, json.Unmarshal(text, b)); err != nil {
 		return nil, err
 	}
-	if b.server, err = startServer(o, filepath.Join(folder, "data")); err != nil {
+	if b.server, err = startServer(o, filepath.Join(folder, "data"), settings...); err != nil {
 		return nil, err
 	}
 	return b, b.warm()
@@ -56,58 +46,63 @@ func openBacklog(o *options, out io.Writer) (*backlog, error) {
 
 // makeBacklog has the WAL that databases write: pgbench's small transactions with the pages that the first change after a
 // checkpoint takes along, and rows in bulk.
-func makeBacklog(o *options, folder string) (*backlog, error) {
+func makeBacklog(o *options, folder string, mb, segmentMB int) error {
 	if err := os.RemoveAll(folder); err != nil {
-		return nil, err
+		return err
 	}
 	data := filepath.Join(folder, "data")
-	if err := initServer(o, data, 16, "fsync = off", "wal_recycle = off", "wal_init_zero = off", "wal_keep_size = '1TB'"); err != nil {
-		return nil, err
+	if err := initServer(o, data, segmentMB, "fsync = off", "wal_recycle = off", "wal_init_zero = off", "wal_keep_size = '1TB'"); err != nil {
+		return err
 	}
 	s, err := startServer(o, data)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	b := &backlog{server: s, SegmentSize: 16 << 20, MB: o.backlogMB}
-	if _, err := s.pgbench("-i", "-s", "10", "-q"); err != nil {
-		return nil, err
+	defer s.stop()
+	b := &backlog{server: s, SegmentSize: segment.Size(segmentMB) << 20, MB: mb}
+	if err := s.pgbench("-i", "-s", "10", "-q"); err != nil {
+		return err
 	}
 	if _, err := s.sql("select pg_switch_wal(); create table bulk (id bigint, at timestamptz, text text)"); err != nil {
-		return nil, err
+		return err
+	}
+	// The slot begins at the last checkpoint: pgbench's own tables aren't WAL as usual.
+	if _, err := s.sql("checkpoint"); err != nil {
+		return err
 	}
 	if b.Start, err = s.lsn("select lsn from pg_create_physical_replication_slot('" + slotOfBacklog + "', true)"); err != nil {
-		return nil, err
+		return err
 	}
 	b.Start = b.SegmentSize.Floor(b.Start)
-	b.End = b.SegmentSize.Floor(b.Start + segment.LSN(o.backlogMB)<<20)
+	b.End = b.SegmentSize.Floor(b.Start + segment.LSN(mb)<<20)
 	if b.End == b.Start {
 		b.End += segment.LSN(b.SegmentSize)
 	}
 	for lsn := b.Start; lsn < b.End+segment.LSN(b.SegmentSize); {
 		left := uint64(b.End) - uint64(min(lsn, b.End)) + uint64(b.SegmentSize)
-		rows := min(200_000, left/2/160+1)
+		rows := min(200_000, left/2/190+1)
 		if _, err := s.sql("checkpoint"); err != nil {
-			return nil, err
+			return err
 		}
-		if _, err := s.pgbench("-N", "-n", "-c", "4", "-T", fmt.Sprint(min(3, 1+left>>26))); err != nil {
-			return nil, err
+		if err := s.pgbench("-N", "-n", "-c", "4", "-T", fmt.Sprint(min(3, 1+left>>26))); err != nil {
+			return err
 		}
-		if _, err := s.sql(fmt.Sprintf("truncate bulk; insert into bulk select i, now(), md5(i::text) || repeat('x', i %% 50) from generate_series(1, %d) i", rows)); err != nil {
-			return nil, err
+		if _, err := s.sql(fmt.Sprintf("truncate bulk; insert into bulk select i, now(), md5(i::text) || repeat(' ', i %% 50) || md5(random()::text) from generate_series(1, %d) i", rows)); err != nil {
+			return err
 		}
 		if lsn, err = s.lsn("select pg_current_wal_flush_lsn()"); err != nil {
-			return nil, err
+			return err
 		}
 	}
 	// What stays running must not write: the tables are of no more use.
 	if _, err := s.sql("drop table bulk, pgbench_accounts, pgbench_branches, pgbench_history, pgbench_tellers; checkpoint"); err != nil {
-		return nil, err
+		return err
 	}
 	text, err := json.Marshal(b)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	return b, errors.Join(os.WriteFile(filepath.Join(folder, "backlog.json"), text, 0o644), b.warm())
+	return errors.Join(os.WriteFile(filepath.Join(folder, "backlog.json"), text, 0o644))
 }
 
 // bytes is the WAL that each receiver gets.
@@ -136,6 +131,13 @@ func (b *backlog) warm() error {
 		}
 	}
 	return nil
+}
+
+// first is the beginning of the backlog, of at most so many bytes.
+func (b *backlog) first(bytes int) *backlog {
+	part := *b
+	part.End = min(b.End, b.Start+b.SegmentSize.Floor(segment.LSN(bytes)))
+	return &part
 }
 
 // check compares what a receiver has written with what the server has.

@@ -5,9 +5,9 @@ import (
 	"io"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
-
-	"libreceivewal/segment"
+	"strings"
 )
 
 // slotOfRun is the slot that a receiver gets.
@@ -15,7 +15,7 @@ const slotOfRun = "run"
 
 // catchup has receivers catch up with the same backlog, one after the other, in rounds.
 func catchup(o *options, out io.Writer) error {
-	b, err := openBacklog(o, out)
+	b, err := openBacklog(o, o.backlogMB, 16, out)
 	if err != nil {
 		return err
 	}
@@ -41,9 +41,7 @@ func catchup(o *options, out io.Writer) error {
 	for range o.rounds {
 		round := r.nextRound()
 		for _, transport := range o.transports {
-			for i := range receivers {
-				// Each begins once in a while: who follows whom must not matter.
-				rec := receivers[(i+round)%len(receivers)]
+			for _, rec := range turned(receivers, round) {
 				if rec.Only != "" && rec.Only != transport {
 					continue
 				}
@@ -72,6 +70,53 @@ func catchup(o *options, out io.Writer) error {
 		}
 	}
 	return r.write(out)
+}
+
+// segments has receivers catch up with WAL in segments of several sizes.
+func segments(o *options, out io.Writer) error {
+	mb := min(512, o.backlogMB)
+	r := &report{
+		Bench:   "segments",
+		Title:   fmt.Sprintf("Catching up with %d MB of WAL over TCP, by the size of segments", mb),
+		Command: "./build.sh bench segments --segments 1,16,64",
+		Columns: []column{
+			{Name: "wall", Unit: "s", Digits: 2, Spread: true, Plot: true, Against: []string{pgReceivewal}},
+			{Name: "CPU", Unit: "s/GB", Digits: 2, Spread: true, Plot: true, Against: []string{pgReceivewal}},
+			{Name: "device", Unit: "per WAL byte", Digits: 3},
+			{Name: "peak memory", Unit: "MiB", Digits: 1},
+		},
+	}
+	if err := r.open(o); err != nil {
+		return err
+	}
+	receivers := slices.DeleteFunc(o.catchers(), func(rec receiver) bool { return strings.HasPrefix(rec.Name, "limit") })
+	first := r.Rounds
+	r.Rounds += o.rounds
+	for _, size := range o.segments {
+		b, err := openBacklog(o, mb, size, out)
+		if err != nil {
+			return err
+		}
+		in := fmt.Sprintf("segments of %d MiB", size)
+		for round := first; round < r.Rounds; round++ {
+			for _, rec := range turned(receivers, round) {
+				u, err := catchUp(o, b, rec, "tcp", round == 0)
+				if err != nil {
+					return fmt.Errorf("%s, %s: %w", in, rec.Name, err)
+				}
+				r.add(rec.Name, in, round, b.values(u))
+				fmt.Fprintf(out, "round %d, %s, %s: %.2f s, %.2f s of CPU\n", round+1, in, rec.Name, u.Wall, u.CPU())
+			}
+		}
+		b.server.stop()
+	}
+	return r.write(out)
+}
+
+// turned are the receivers in a round's order: each begins once in a while, as who follows whom must not matter.
+func turned(receivers []receiver, round int) []receiver {
+	n := round % max(len(receivers), 1)
+	return append(slices.Clone(receivers[n:]), receivers[:n]...)
 }
 
 // values are those of the report's columns.
@@ -109,8 +154,7 @@ func catchUp(o *options, b *backlog, rec receiver, transport string, check bool)
 
 // systemCalls are a receiver's for each MB of the backlog's beginning: strace is slow.
 func (b *backlog) systemCalls(o *options, rec receiver, transport string) (float64, error) {
-	first := *b
-	first.End = min(b.End, b.Start+16*segment.LSN(b.SegmentSize))
+	first := b.first(256 << 20)
 	dir, err := first.begin(o, 0)
 	if err != nil {
 		return 0, err

@@ -27,6 +27,7 @@ type options struct {
 	segments   []int // MiB
 	clients    []int
 	streams    []int
+	rates      []int // transactions a second
 	seconds    int
 	methods    []string
 	only       []string
@@ -38,7 +39,6 @@ type options struct {
 	libraries  string // and of the program receivewal: ../bin
 	pgBin      string
 	servers    servers
-	locks      []*os.File // held until the end
 }
 
 // benches are what can be measured, in the order in which "all" runs them.
@@ -47,6 +47,13 @@ var benches = []struct {
 	run  func(*options, io.Writer) error
 }{
 	{"catchup", catchup},
+	{"segments", segments},
+	{"compression", compression},
+	{"synchronous", synchronous},
+	{"switches", switches},
+	{"live", live},
+	{"idle", idle},
+	{"scale", scale},
 }
 
 func main() {
@@ -72,6 +79,18 @@ func run(args []string, out io.Writer) error {
 		os.Exit(130)
 	}()
 	defer o.servers.stop()
+	// Held until this process ends. Two benches at once would measure each other anyway.
+	if err := os.MkdirAll(o.cache, 0o755); err != nil {
+		return err
+	}
+	lock, err := os.OpenFile(filepath.Join(o.cache, "lock"), os.O_CREATE|os.O_RDWR, 0o644)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		return fmt.Errorf("another bench uses %s: %w", o.cache, err)
+	}
 	for _, b := range benches {
 		if !slices.Contains(what, b.name) && !slices.Contains(what, "all") {
 			continue
@@ -97,8 +116,9 @@ func parse(args []string) (*options, []string, error) {
 	flags.IntVar(&o.seconds, "seconds", 10, "length of a round where time is given, not WAL")
 	flags.BoolVar(&o.addRounds, "add", false, "add to the rounds that the results hold already")
 	transports := flags.String("transports", "unix,tcp", "how receivers connect")
-	segments := flags.String("segments", "16,64", "wal_segment_size in MiB (synchronous)")
+	segments := flags.String("segments", "16,64", "wal_segment_size in MiB (segments, switches)")
 	clients := flags.String("clients", "1,8,32", "clients of pgbench (synchronous)")
+	rates := flags.String("rates", "250,1000,0", "transactions a second, 0: as many as there can be (live)")
 	streams := flags.String("streams", "1,10,100,1000", "streams in one process (scale)")
 	methods := flags.String("compress", "gzip:1,lz4,zstd:1", "methods, as pg_receivewal --compress takes them (compression)")
 	only := flags.String("only", "", "only receivers whose name contains one of these")
@@ -148,10 +168,10 @@ func parse(args []string) (*options, []string, error) {
 	for _, numbers := range []struct {
 		text string
 		to   *[]int
-	}{{*segments, &o.segments}, {*clients, &o.clients}, {*streams, &o.streams}} {
+	}{{*segments, &o.segments}, {*clients, &o.clients}, {*streams, &o.streams}, {*rates, &o.rates}} {
 		for _, word := range list(numbers.text) {
 			var n int
-			if _, err := fmt.Sscanf(word, "%d", &n); err != nil || n < 1 {
+			if _, err := fmt.Sscanf(word, "%d", &n); err != nil || n < 0 {
 				return nil, nil, fmt.Errorf("%q is no number of something", word)
 			}
 			*numbers.to = append(*numbers.to, n)

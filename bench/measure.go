@@ -89,9 +89,9 @@ func measure(cmd *exec.Cmd, folder string) (usage, error) {
 	u.Device = after - before
 	u.User, u.System = seconds(rusage.Utime), seconds(rusage.Stime)
 	u.Switches, u.Involuntary = rusage.Nvcsw+rusage.Nivcsw, rusage.Nivcsw
-	if status.ExitStatus() != 0 || status.Signaled() {
+	if !status.Exited() || status.ExitStatus() != 0 {
 		text, _ := os.ReadFile(output.Name())
-		return u, fmt.Errorf("%s ended with %d, signal %d: %s", strings.Join(cmd.Args, " "), status.ExitStatus(), status.Signal(), text)
+		return u, fmt.Errorf("%s ended with code %d (-1: by a signal): %s", strings.Join(cmd.Args, " "), status.ExitStatus(), text)
 	}
 	if u.Peak == 0 {
 		return u, fmt.Errorf("%s ended unseen", cmd.Path)

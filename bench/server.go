@@ -83,7 +83,7 @@ func initServer(o *options, data string, segmentMB int, conf ...string) error {
 }
 
 // startServer starts it on a Unix socket and on TCP.
-func startServer(o *options, data string) (*server, error) {
+func startServer(o *options, data string, settings ...string) (*server, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, err
@@ -97,6 +97,10 @@ func startServer(o *options, data string) (*server, error) {
 	if err := errors.Join(os.Chmod(s.socket, 0o755), own(s.socket)); err != nil {
 		return nil, err
 	}
+	// ALTER SYSTEM is for one bench: the next one begins with the configuration that initServer made.
+	if err := os.WriteFile(filepath.Join(data, "postgresql.auto.conf"), nil, 0o600); err != nil {
+		return nil, err
+	}
 	log, err := os.OpenFile(data+".log", os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o644)
 	if err != nil {
 		return nil, err
@@ -104,6 +108,9 @@ func startServer(o *options, data string) (*server, error) {
 	defer log.Close()
 	s.cmd = asPostgres(exec.Command(filepath.Join(o.pgBin, "postgres"), "-D", data, "-k", s.socket, "-p", strconv.Itoa(s.port),
 		"-c", "listen_addresses=127.0.0.1"))
+	for _, setting := range settings {
+		s.cmd.Args = append(s.cmd.Args, "-c", setting)
+	}
 	s.cmd.Stdout, s.cmd.Stderr = log, log
 	// Should the bench be killed, the server stops too. The signal comes when the thread ends that started it: the main one.
 	s.cmd.SysProcAttr.Pdeathsig = syscall.SIGINT
@@ -166,7 +173,8 @@ func (s *server) connString(transport string) string {
 func (s *server) sql(text string) ([]string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	defer cancel()
-	conn, err := pgconn.Connect(ctx, s.connString("unix"))
+	// What is done here must not wait for the standby that is measured.
+	conn, err := pgconn.Connect(ctx, s.connString("unix")+" options='-c synchronous_commit=local'")
 	if err != nil {
 		return nil, err
 	}
@@ -206,7 +214,20 @@ func (s *server) lsn(text string) (segment.LSN, error) {
 
 // waitFor polls until a query answers t.
 func (s *server) waitFor(query string) error {
+	return s.waitWith(nil, query)
+}
+
+// waitWith is waitFor what a process is to bring about, and ends with it.
+func (s *server) waitWith(p *process, query string) error {
 	for end := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
+		if p != nil {
+			select {
+			case err := <-p.exited:
+				p.exited <- err
+				return fmt.Errorf("%s has ended: %w", p.cmd.Path, errors.Join(err, errors.New(p.text())))
+			default:
+			}
+		}
 		v, err := s.value(query)
 		if err != nil {
 			return err
@@ -262,11 +283,21 @@ func postgresUser() (uid, gid uint32, is bool) {
 	return uint32(number), uint32(group), err == nil && err2 == nil
 }
 
-// pgbench runs it and returns what it has printed.
-func (s *server) pgbench(args ...string) (string, error) {
-	out, err := s.program("pgbench", append(args, "postgres")...).CombinedOutput()
-	if err != nil {
-		return "", fmt.Errorf("pgbench %s: %w\n%s", strings.Join(args, " "), err, out)
+// pgbench runs it.
+func (s *server) pgbench(args ...string) error {
+	if out, err := s.program("pgbench", append(args, "postgres")...).CombinedOutput(); err != nil {
+		return fmt.Errorf("pgbench %s: %w\n%s", strings.Join(args, " "), err, out)
 	}
-	return string(out), nil
+	return nil
+}
+
+// set changes settings while the server runs.
+func (s *server) set(setting, value string) error {
+	if _, err := s.sql(fmt.Sprintf("alter system set %s = '%s'", setting, value)); err != nil {
+		return err
+	}
+	if _, err := s.sql("select pg_reload_conf()"); err != nil {
+		return err
+	}
+	return s.waitFor(fmt.Sprintf("select current_setting('%s') = '%s'", setting, value))
 }

@@ -1,9 +1,9 @@
 /*
  * receiver.c: the smallest host that receives WAL through the C API, as the bench runs it beside pg_receivewal.
  *
- *     receiver [-s] [-S SLOT] [-E END_LSN] -d CONNINFO -D DIRECTORY
+ *     receiver [-s] [-S SLOT] [-E END_LSN] [-Z METHOD[:LEVEL]] [-W WORKERS] -d CONNINFO -D DIRECTORY
  *
- * It ends at END_LSN, or cleanly on SIGINT and SIGTERM. -s is synchronous mode.
+ * It ends at END_LSN, or cleanly on SIGINT and SIGTERM. -s is synchronous mode; -Z gzip, lz4 or zstd.
  *
  * BSD-3-Clause. See LICENSE.
  */
@@ -11,6 +11,7 @@
 #include <receivewal.h>
 #include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -29,6 +30,28 @@ static void on_log(void *ctx, receivewal_log_level level, const char *text)
         fprintf(stderr, "receiver: %s\n", text);
 }
 
+/* Reads METHOD[:LEVEL]. */
+static int compress_with(const char *text, receivewal_options *options)
+{
+    static const struct
+    {
+        const char *name;
+        receivewal_compression method;
+    } methods[] = { { "gzip", RECEIVEWAL_COMPRESSION_GZIP }, { "lz4", RECEIVEWAL_COMPRESSION_LZ4 }, { "zstd", RECEIVEWAL_COMPRESSION_ZSTD } };
+    const size_t length = strcspn(text, ":");
+
+    options->compression_level = text[length] == ':' ? atoi(text + length + 1) : 0;
+    for (size_t i = 0; i < sizeof(methods) / sizeof(methods[0]); i++)
+    {
+        if (strlen(methods[i].name) == length && strncmp(methods[i].name, text, length) == 0)
+        {
+            options->compression = methods[i].method;
+            return 1;
+        }
+    }
+    return 0;
+}
+
 int main(int argc, char **argv)
 {
     receivewal_connection connection = RECEIVEWAL_CONNECTION_INIT;
@@ -41,7 +64,7 @@ int main(int argc, char **argv)
     PGconn *conn;
     int option;
 
-    while ((option = getopt(argc, argv, "sd:D:S:E:")) != -1)
+    while ((option = getopt(argc, argv, "sd:D:S:E:Z:W:")) != -1)
     {
         if (option == 's')
             options.synchronous = 1;
@@ -51,6 +74,13 @@ int main(int argc, char **argv)
             options.directory = optarg;
         else if (option == 'S')
             options.slot = optarg;
+        else if (option == 'W')
+            options.compression_workers = atoi(optarg);
+        else if (option == 'Z')
+        {
+            if (!compress_with(optarg, &options))
+                return 2;
+        }
         else if (option != 'E' || receivewal_lsn_parse(optarg, &options.end_lsn) != RECEIVEWAL_OK)
             return 2;
     }
