@@ -200,10 +200,17 @@ func (c *copyStream) await() error {
 		return nil
 	}
 	c.blind = time.Time{}
-	if c.server.end >= c.next+lingerLag && c.c.short() {
-		linger()
+	deadline := c.deadline()
+	if c.c.hot && c.c.short() {
+		behind := c.server.end >= c.next+gatherLag
+		if behind {
+			gather()
+		}
+		if behind || c.w.Flushed() >= max(c.wanted, c.reported) { // else the syncer may have something to tell
+			c.c.linger(deadline)
+		}
 	}
-	got, err := c.c.read(bufferSize, c.deadline())
+	got, err := c.c.read(bufferSize, deadline)
 	if got {
 		c.lastHeard, c.asked = time.Now(), false
 	}
