@@ -53,6 +53,7 @@ needed_to_test=(
     zstd:zstd
     /sbin/mkfs.ext4:e2fsprogs
     /sbin/fsfreeze:util-linux
+    /usr/include/zlib.h:zlib1g-dev
     /usr/bin/python3:python3
     /usr/lib/python3/dist-packages/psycopg2:python3-psycopg2
 )
