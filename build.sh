@@ -5,6 +5,7 @@
 # ./build.sh test          everything that must hold, with real servers; the last line is "N passed, N failed"
 # ./build.sh test ARGS     only "go test ARGS", for example: ./build.sh test ./tests/e2e -run Endpos
 # ./build.sh soak [ROUNDS] the long forms of the tests on real servers: kill -9, lost servers, a thousand streams; 1 round is 200 kills
+# ./build.sh support      all tests, and then the README's table of servers from what ran
 # ./build.sh fuzz [TIME]   every fuzz target for TIME each, 10m unless told
 # ./build.sh install DIR   installs into DIR, for example /usr/local (DESTDIR is honoured)
 # ./build.sh clean         removes build/
@@ -254,6 +255,12 @@ soak() {
     RECEIVEWAL_SOAK=${1:-1} RECEIVEWAL_LONG=1 go test -v -count=1 -p 1 -timeout 0 ./tests/archive ./tests/guest
 }
 
+support() {
+    rm -f build/record.tsv
+    RECEIVEWAL_RECORD=$PWD/build/record.tsv test_all "$@"
+    tests/support.sh build/record.tsv
+}
+
 fuzz() {
     local package target
     for package in ./segment ./stream; do
@@ -277,6 +284,7 @@ demo)
     ;;
 test) test_all "$@" ;;
 soak) soak "$@" ;;
+support) support "$@" ;;
 fuzz) fuzz "$@" ;;
 install)
     [ $# -eq 1 ] || die "usage: ./build.sh install DIR"
