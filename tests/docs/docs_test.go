@@ -236,7 +236,7 @@ func TestPython(t *testing.T) {
 		}
 		environment := append(os.Environ(), "PYTHONPATH="+filepath.Join(root, "python"), "PYTHONDONTWRITEBYTECODE=1",
 			"RECEIVEWAL_LIB="+filepath.Join(root, "build/lib"))
-		command(t, root, environment, "/usr/bin/python3", "tests/docs/names.py", file)
+		command(t, root, environment, "/usr/bin/python3", "tests/docs/testdata/names.py", file)
 	})
 }
 
