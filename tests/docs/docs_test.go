@@ -205,7 +205,8 @@ func TestC(t *testing.T) {
 		}
 		file := filepath.Join(t.TempDir(), "block.c")
 		write(t, file, code)
-		command(t, root, nil, compiler(), append([]string{"-std=c11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror", "-c", "-o", "/dev/null", file}, includes...)...)
+		args := []string{"-std=c11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror", "-c", "-o", "/dev/null", file}
+		command(t, root, nil, compiler(), append(args, includes...)...)
 	})
 }
 
@@ -284,15 +285,19 @@ func TestShell(t *testing.T) {
 			if !known {
 				t.Errorf("%s: %q: nobody tries that", d.name, line)
 			}
-			if words := strings.Fields(line); words[0] == "./build.sh" && !regexp.MustCompile(`(?m)^(\w+ \| )*`+regexp.QuoteMeta(words[1])+`( \| [-\w]+)*\)`).MatchString(commands) {
+			words := strings.Fields(line)
+			if words[0] != "./build.sh" {
+				continue
+			}
+			if !regexp.MustCompile(`(?m)^(\w+ \| )*` + regexp.QuoteMeta(words[1]) + `( \| [-\w]+)*\)`).MatchString(commands) {
 				t.Errorf("%s: %q: build.sh has no such command", d.name, line)
 			}
 		}
 	})
 }
 
-// runBlock runs a block with bash, which stops at the first error, in a folder that has a server (PGHOST, PGUSER, a database that is written to),
-// the installed program and libraries, embed.c as program.c, and an empty directory wal.
+// runBlock runs a block with bash, which stops at the first error, in a folder that has a server (PGHOST, PGUSER, a database that
+// is written to), the installed program and libraries, embed.c as program.c, and an empty directory wal.
 func runBlock(t *testing.T, b block) {
 	t.Helper()
 	c := pg.New(t, pg.Options{SegmentSizeMB: 1})

@@ -8,8 +8,8 @@
  * "online N"; SIGTERM ends it.
  *
  * As in pgmoneta: the main process has an event loop and signal handlers, and overwrites its environment with a title; it forks
- * a WAL child for each server, without exec, and another one where one has died; they share memory, and stop when a flag in it says so;
- * each speaks the protocol itself and holds the socket and the SSL *; each forks a child of its own to compress a segment.
+ * a WAL child for each server, without exec, and another one where one has died; they share memory, and stop when a flag in it
+ * says so; each speaks the protocol itself and holds the socket and the SSL *; each forks a child of its own to compress a segment.
  *
  * BSD-3-Clause. See LICENSE.
  */
@@ -64,8 +64,13 @@ static bool send_all(const void *data, int length)
 static bool receive_all(void *data, int length)
 {
     for (int n, done = 0; done < length; done += n)
-        if ((n = ssl != NULL ? SSL_read(ssl, (char *)data + done, length - done) : (int)read(connection_fd, (char *)data + done, (size_t)(length - done))) <= 0)
+    {
+        char *to = (char *)data + done;
+
+        n = ssl != NULL ? SSL_read(ssl, to, length - done) : (int)read(connection_fd, to, (size_t)(length - done));
+        if (n <= 0)
             return false;
+    }
     return true;
 }
 
@@ -154,7 +159,9 @@ static int compress_segment(server *s, const char *name)
     while ((n = (int)read(in, buffer, sizeof(buffer))) > 0)
         if (gzwrite(file, buffer, (unsigned)n) != n)
             return 1;
-    if (n != 0 || gzclose(file) != Z_OK || fsync(out) != 0 || rename(work, whole) != 0 || fsync(directory) != 0 || unlink(plain) != 0)
+    if (n != 0 || gzclose(file) != Z_OK || fsync(out) != 0)
+        return 1;
+    if (rename(work, whole) != 0 || fsync(directory) != 0 || unlink(plain) != 0)
         return 1;
     s->compressed++;
     return 0;
@@ -342,9 +349,10 @@ static void command(const char *line)
     {
         server *s = &config->servers[i];
 
-        printf("server=%d pid=%d file=%s written=%s flushed=%s started=%u reconnects=%u segments=%u compressed=%u failed=%u error=%s\n",
-               i, s->wal_streaming, s->current_wal_filename, s->current_wal_lsn, s->flushed_lsn, s->started, s->reconnects,
-               s->segments, s->compressed, s->failed, s->error);
+        printf("server=%d pid=%d file=%s written=%s flushed=%s ", i, s->wal_streaming, s->current_wal_filename,
+               s->current_wal_lsn, s->flushed_lsn);
+        printf("started=%u reconnects=%u segments=%u compressed=%u failed=%u error=%s\n", s->started, s->reconnects, s->segments,
+               s->compressed, s->failed, s->error);
     }
     printf("end\n");
     fflush(stdout);
@@ -359,7 +367,8 @@ int main(int argc, char **argv)
     uint64_t ticks;
 
     config = mmap(NULL, sizeof(*config), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    if (config == MAP_FAILED || argc < 5 || (argc - 2) % 3 != 0 || (argc - 2) / 3 > SERVERS || pipe2(signals, O_CLOEXEC | O_NONBLOCK) != 0)
+    if (argc < 5 || (argc - 2) % 3 != 0 || (argc - 2) / 3 > SERVERS || config == MAP_FAILED ||
+        pipe2(signals, O_CLOEXEC | O_NONBLOCK) != 0)
         return fprintf(stderr, "usage: pgmoneta_like FOLDER HOST PORT CA [HOST PORT CA...]\n"), 2;
     config->running = true;
     for (int i = 2; i < argc; i += 3)
