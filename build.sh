@@ -164,7 +164,7 @@ build_core() {
     # Go's own build ID depends on the folder, by way of the flags; the linker's is of what it has linked.
     CGO_ENABLED=1 CC=$CC CGO_CFLAGS="-O2 -g -DHEADER_HASH=$(header_hash)" \
         go build -buildmode=c-shared -trimpath -overlay "$overlay" \
-        -ldflags "-buildid= -B none -X runtime.godebugDefault=asyncpreemptoff=1 -extldflags '-Wl,--build-id=sha1 -Wl,-soname,libreceivewal-core.so.1 -Wl,--version-script=$PWD/capi/core.map'" \
+        -ldflags "-buildid= -B none -X runtime.godebugDefault=asyncpreemptoff=1 -extldflags '-Wl,--build-id=sha1 -Wl,-soname,libreceivewal-core.so.1 \"-Wl,--version-script=$PWD/capi/core.map\"'" \
         -o build/lib/libreceivewal-core.so.1 ./capi
     rm -f build/lib/libreceivewal-core.so.h # Go writes a header; the core has no public one
     chmod 755 build/lib/libreceivewal-core.so.1
@@ -210,7 +210,7 @@ install_to() {
     for file in man/man1/receivewal.1 man/man3/receivewal.3 bash-completion/completions/receivewal; do
         install -m 644 "build/share/$file" "$root/share/$file"
     done
-    up=$(realpath -m --relative-to="/$libdir/pkgconfig" /)
+    up=$(realpath -ms --relative-to="/$libdir/pkgconfig" /)
     for file in pkgconfig/receivewal.pc cmake/receivewal/receivewalConfig{,Version}.cmake; do
         sed -e "s|@VERSION@|$version|; s|@UP@|$up|" "packaging/templates/${file##*/}" >"$root/$libdir/$file"
         chmod 644 "$root/$libdir/$file"
@@ -273,7 +273,7 @@ test_all() {
         check staticcheck go run "$staticcheck" ./...
         check shellcheck shellcheck build.sh .ci/run tests/*.sh packaging/*.sh capi/*.sh
         go_tests -race ./segment/... ./stream/...
-        go_tests -count=1 ./tests/...
+        go_tests -count=1 ./tests/... ./packaging/...
     fi
     echo "$passed passed, $failed failed"
     [ "$failed" = 0 ] && [ "$passed" -gt 0 ]
