@@ -7,7 +7,8 @@
 # ./build.sh soak [ROUNDS] the long forms of the tests on real servers: kill -9, lost servers, a thousand streams; 1 round is 200 kills
 # ./build.sh support      all tests, and then the README's table of servers from what ran
 # ./build.sh fuzz [TIME]   every fuzz target for TIME each, 10m unless told
-# ./build.sh install DIR   installs into DIR, for example /usr/local (DESTDIR is honoured)
+# ./build.sh install DIR   installs into DIR, for example /usr/local (DESTDIR is honoured; LIBDIR is lib unless told)
+# ./build.sh package       makes a source tarball and, of what is in it, a Debian package: both in build/package
 # ./build.sh clean         removes build/
 # ./build.sh help          prints this
 #
@@ -21,6 +22,9 @@ version=$(sed -n 's/^#define RECEIVEWAL_VERSION "\(.*\)"$/\1/p' include/receivew
 overlay_go=go1.26.8 # a Go release that capi/runtime-overlay.sh fits
 pg_bin=/usr/lib/postgresql/15/bin
 staticcheck=honnef.co/go/tools/cmd/staticcheck@v0.8.2
+# The date that what is made carries: the newest release's, unless told. So the same source gives the same bytes at any time.
+SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(date -ud "$(sed -n 's/^## .* (\(.*\))$/\1/p;T;q' CHANGELOG.md)" +%s)}
+export SOURCE_DATE_EPOCH
 export GOFLAGS="${GOFLAGS:-} -buildvcs=false" # a clone may belong to somebody else
 
 die() {
@@ -42,6 +46,11 @@ needed_to_demo=(
     "$pg_bin/postgres:postgresql-15"
     "$pg_bin/pg_receivewal:postgresql-client-15"
 )
+needed_to_package=(
+    dpkg-deb:dpkg
+    dpkg-shlibdeps:dpkg-dev
+    strip:binutils
+)
 needed_to_test=(
     g++:g++
     clang:clang
@@ -49,6 +58,13 @@ needed_to_test=(
     valgrind:valgrind
     shellcheck:shellcheck
     pkg-config:pkg-config
+    cmake:cmake
+    make:make
+    lintian:lintian
+    debootstrap:debootstrap
+    mandoc:mandoc
+    groff:groff
+    man:man-db
     npm:npm
     lz4:lz4
     zstd:zstd
@@ -147,18 +163,20 @@ build_core() {
         export GOTOOLCHAIN=$overlay_go
         overlay=$(capi/runtime-overlay.sh build/overlay)
     fi
+    # Go's own build ID depends on the folder, by way of the flags; the linker's is of what it has linked.
     CGO_ENABLED=1 CC=$CC CGO_CFLAGS="-O2 -g -DHEADER_HASH=$(header_hash)" \
         go build -buildmode=c-shared -trimpath -overlay "$overlay" \
-        -ldflags "-X runtime.godebugDefault=asyncpreemptoff=1 -extldflags '-Wl,-soname,libreceivewal-core.so.1 -Wl,--version-script=$PWD/capi/core.map'" \
+        -ldflags "-buildid= -B none -X runtime.godebugDefault=asyncpreemptoff=1 -extldflags '-Wl,--build-id=sha1 -Wl,-soname,libreceivewal-core.so.1 \"-Wl,--version-script=$PWD/capi/core.map\"'" \
         -o build/lib/libreceivewal-core.so.1 ./capi
     rm -f build/lib/libreceivewal-core.so.h # Go writes a header; the core has no public one
     chmod 755 build/lib/libreceivewal-core.so.1
 }
 
+# build_program OUTPUT LIBDIR: the program, which finds the libraries in ../LIBDIR, or, with "", where the system has its own.
 build_program() {
-    compile build/bin/receivewal examples/receivewal.c include/*.h -- \
-        -Iinclude "-I$(pg_config --includedir)" examples/receivewal.c \
-        -Lbuild/lib -lreceivewal "-L$(pg_config --libdir)" -lpq -lssl -lcrypto "-Wl,-rpath,\$ORIGIN/../lib"
+    compile "$1" examples/receivewal.c include/*.h -- \
+        -Iinclude "-I$(pg_config --includedir)" examples/receivewal.c -Wl,-z,now -Wl,-z,relro \
+        -Lbuild/lib -lreceivewal "-L$(pg_config --libdir)" -lpq -lssl -lcrypto ${2:+"-Wl,-rpath,\$ORIGIN/../$2"}
 }
 
 build() {
@@ -166,30 +184,46 @@ build() {
     build_headers
     build_core
     build_loader
-    build_program
+    build_program build/bin/receivewal lib
 }
 
-install_to() {
-    local prefix=${1%/} root=${DESTDIR:-}
-    [[ $prefix = /* ]] || die "install wants an absolute path, for example: ./build.sh install /usr/local"
-    build
-    install -d "$root$prefix"/{lib/pkgconfig,include,bin}
-    install -m 755 build/lib/libreceivewal.so.1 build/lib/libreceivewal-core.so.1 "$root$prefix/lib/"
-    ln -sf libreceivewal.so.1 "$root$prefix/lib/libreceivewal.so"
-    install -m 644 include/*.h "$root$prefix/include/"
-    install -m 755 build/bin/receivewal "$root$prefix/bin/"
-    cat >"$root$prefix/lib/pkgconfig/receivewal.pc" <<-PC
-		prefix=$prefix
-		libdir=\${prefix}/lib
-		includedir=\${prefix}/include
+# ------------------------------------------------------------------------------------- install and package
 
-		Name: receivewal
-		Description: Receive PostgreSQL's write-ahead log over a connection that the program already holds
-		Version: $version
-		Libs: -L\${libdir} -lreceivewal
-		Cflags: -I\${includedir}
-	PC
-    echo "installed libreceivewal $version in $root$prefix"
+install_to() {
+    local prefix=${1%/} libdir=${LIBDIR:-lib} up program=build/bin/receivewal root file
+    [[ $1 = /* ]] || die "install wants an absolute path, for example: ./build.sh install /usr/local"
+    [[ $libdir != /* && $libdir != *..* ]] || die "LIBDIR is a folder below the one to install into, for example: lib64"
+    build
+    if [ "$prefix" = /usr ]; then
+        program=build/install/receivewal
+        build_program "$program" ""
+    elif [ "$libdir" != lib ]; then
+        program=build/install/receivewal
+        build_program "$program" "$libdir"
+    fi
+    go run ./packaging/manual build/bin/receivewal include/receivewal.h build/share
+
+    root=${DESTDIR:-}$prefix
+    install -d "$root"/{"$libdir"/{pkgconfig,cmake/receivewal},include,bin,share/{man/{man1,man3},bash-completion/completions}}
+    install -m 755 build/lib/libreceivewal.so.1 build/lib/libreceivewal-core.so.1 "$root/$libdir/"
+    ln -sf libreceivewal.so.1 "$root/$libdir/libreceivewal.so"
+    install -m 644 include/*.h "$root/include/"
+    install -m 755 "$program" "$root/bin/receivewal"
+    for file in man/man1/receivewal.1 man/man3/receivewal.3 bash-completion/completions/receivewal; do
+        install -m 644 "build/share/$file" "$root/share/$file"
+    done
+    up=$(realpath -ms --relative-to="/$libdir/pkgconfig" /)
+    for file in pkgconfig/receivewal.pc cmake/receivewal/receivewalConfig{,Version}.cmake; do
+        sed -e "s|@VERSION@|$version|; s|@UP@|$up|" "packaging/templates/${file##*/}" >"$root/$libdir/$file"
+        chmod 644 "$root/$libdir/$file"
+    done
+    echo "installed libreceivewal $version in $root"
+}
+
+package() {
+    need "${needed_to_build[@]}" "${needed_to_package[@]}"
+    packaging/source.sh "$version" build/package
+    packaging/debian.sh "$version" build/package
 }
 
 # ---------------------------------------------------------------------------------------------------- test
@@ -239,9 +273,9 @@ test_all() {
         check gofmt gofmt_is_clean
         check "go vet" go vet ./...
         check staticcheck go run "$staticcheck" ./...
-        check shellcheck shellcheck build.sh .ci/run tests/*.sh
+        check shellcheck shellcheck build.sh .ci/run tests/*.sh packaging/*.sh capi/*.sh
         go_tests -race ./segment/... ./stream/...
-        go_tests -count=1 ./tests/...
+        go_tests -count=1 ./tests/... ./packaging/...
     fi
     echo "$passed passed, $failed failed"
     [ "$failed" = 0 ] && [ "$passed" -gt 0 ]
@@ -290,6 +324,7 @@ install)
     [ $# -eq 1 ] || die "usage: ./build.sh install DIR"
     install_to "$1"
     ;;
+package) package ;;
 clean) rm -rf build ;;
 help | -h | --help) sed -n '3,/^[^#]/s/^# \{0,1\}//p' build.sh ;;
 *) die "unknown command $command; try ./build.sh help" ;;
