@@ -7,8 +7,8 @@
         print(rw.identify())
         rw.receive("wal/", slot="backup", on_segment=lambda s: print(s.name, s.lsn))
 
-It is libreceivewal by ctypes: receivewal.h says what everything means. Sizes and WAL positions are in bytes; the options' times are
-in milliseconds, as there; wait() takes seconds, as Python does.
+It is libreceivewal by ctypes: receivewal.h says what everything means. Sizes and WAL positions are in bytes; the options' times
+are in milliseconds, as there; wait() takes seconds, as Python does.
 
 How it works: each call of the library that may take long runs on a thread of its own and puts what happens into a queue; the
 caller's thread waits for the queue, and runs the callbacks. For Python raises KeyboardInterrupt wherever the main thread enters a
@@ -29,7 +29,6 @@ import sys
 import threading
 import time
 import weakref
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, Literal, Optional, Tuple, Type, TypeVar, Union
 
 from . import _header as h
@@ -102,8 +101,8 @@ class Options:
     on_problem: Optional[Callable[[Problem], object]] = None
     on_disk_full: Optional[Callable[[DiskState], object]] = None
     on_log: Optional[Callable[[Log], object]] = None  # None: the logger "receivewal" gets them
-    # Called when the connection is lost, to return a new one; None: ask again later. An OSError, or a driver's OperationalError, that
-    # it raises counts as None. The old connection is the caller's to close.
+    # Called when the connection is lost, to return a new one; None: ask again later. An OSError, or a driver's OperationalError,
+    # that it raises counts as None. The old connection is the caller's to close.
     reconnect: Optional[Callable[[Reconnection], object]] = None
 
 
@@ -211,7 +210,9 @@ def _not_yet(e: BaseException) -> bool:
     return isinstance(e, OSError) or any(c.__name__ == "OperationalError" for c in type(e).__mro__)
 
 
-def _takes_options(method: Callable[[Receiver, Options], _T]) -> Callable[[Callable[_P, Options]], Callable[Concatenate[Receiver, _P], _T]]:
+def _takes_options(
+    method: Callable[[Receiver, Options], _T]
+) -> Callable[[Callable[_P, Options]], Callable[Concatenate[Receiver, _P], _T]]:
     """A method of Receiver that takes what Options takes."""
 
     def of(options: Callable[_P, Options]) -> Callable[Concatenate[Receiver, _P], _T]:
@@ -221,7 +222,8 @@ def _takes_options(method: Callable[[Receiver, Options], _T]) -> Callable[[Calla
         own = inspect.signature(method)
         me = next(iter(own.parameters.values()))
         theirs = inspect.signature(options).parameters.values()
-        taking.__name__, taking.__qualname__, taking.__doc__ = method.__name__, method.__qualname__, method.__doc__
+        taking.__name__, taking.__doc__ = method.__name__.lstrip("_"), method.__doc__
+        taking.__qualname__ = f"Receiver.{taking.__name__}"
         setattr(taking, "__signature__", inspect.Signature([me, *theirs], return_annotation=own.return_annotation))
         return taking
 
@@ -259,7 +261,7 @@ class Receiver:
     def __enter__(self) -> Receiver:
         return self
 
-    def __exit__(self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]) -> None:
+    def __exit__(self, *_: object) -> None:
         self.detach()
 
     @property
@@ -280,8 +282,8 @@ class Receiver:
         return not lease.released and lease.library.receivewal_connection_usable(lease.handle) == 1
 
     def stop(self) -> None:
-        """Asks the call in progress to end, a receive cleanly; if there is none, the next one. Returns at once. From any thread, signal
-        handler or callback."""
+        """Asks the call in progress to end, a receive cleanly; if there is none, the next one. Returns at once. From any thread,
+        signal handler or callback."""
         self._need()
         self._lease.stop()
 
@@ -322,47 +324,54 @@ class Receiver:
 
     def _ask(self, function: str, *arguments: Any) -> None:
         lease = self._lease
+        run = _Run()
         try:
-            self._launch(_Run(), lambda: int(getattr(lease.library, "receivewal_" + function)(lease.handle, *arguments)))
+            self._launch(run, lambda: int(getattr(lease.library, "receivewal_" + function)(lease.handle, *arguments)))
             self._take(None)
         except BaseException:
-            self._drop()
+            if self._run is run:
+                self._drop()
             raise
 
     # -------------------------------------------------------------------------------------------------- receive
 
     def _receive(self, options: Options) -> Progress:
-        """Receives WAL into options.directory until end_lsn, stop(), a callback that says so, or an error, which is raised. Ctrl-C, as
-        any exception of a signal handler, is raised once the receive has ended cleanly; a second one at once."""
+        """Receives WAL into a directory until end_lsn, stop(), a callback that says so, or an error, which is raised. Takes the fields
+        of Options. Ctrl-C, as any exception of a signal handler, is raised once the receive has ended cleanly; a second one at once."""
+        run = _Run(options)
         try:
-            self._begin(options)
+            self._begin(run)
             result = self.wait()
             assert result is not None
             return result
         except BaseException:
-            if self._run is not None:
+            if self._run is run:
                 self._lease.interrupt()
                 with contextlib.suppress(Error):
                     self.wait()
             raise
 
-    def _begin(self, options: Options) -> None:
-        """Begins to receive in the background. wait, dispatch or detach has to follow."""
+    def _start(self, options: Options) -> None:
+        """Begins to receive, as receive does, and returns. The callbacks run in wait and dispatch."""
+        self._begin(_Run(options))
+
+    def _begin(self, run: _Run) -> None:
+        assert run.options is not None
         lease = self._lease
-        struct = _write_options(options)
-        set_events(lease, struct, options.reconnect is not None)
-        self._launch(_Run(options), lambda: int(lease.library.receivewal_receive(lease.handle, ctypes.byref(struct))), receiving=True)
+        struct = _write_options(run.options)
+        set_events(lease, struct, run.options.reconnect is not None)
+        self._launch(run, lambda: int(lease.library.receivewal_receive(lease.handle, ctypes.byref(struct))), receiving=True)
 
     def _stream(self, options: Options) -> Stream:
-        """Receives, and gives what happens one by one: for or async for over it. The receive begins with the first one asked for."""
+        """Receives, as receive does, and gives what happens one by one: for, or async for, over it. It begins with the first one."""
         return Stream(self, options)
 
     receive = _takes_options(_receive)(Options)
-    start = _takes_options(_begin)(Options)
+    start = _takes_options(_start)(Options)
     stream = _takes_options(_stream)(Options)
 
     def wait(self, timeout: Optional[float] = None) -> Optional[Progress]:
-        """Runs callbacks until the receive ends, and returns or raises as receive does; None: it still runs after timeout seconds."""
+        """Runs callbacks until the receive ends, and returns or raises as receive does; None: it runs still after timeout seconds."""
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
             event = self._take(deadline)
@@ -488,9 +497,10 @@ class Receiver:
 
 
 class Stream:
-    """An iterator over what happens while WAL is received: Segment, SegmentOpened, TimelineSwitch, Progress, Problem, DiskState. It
-    ends at end_lsn or stop(), and raises errors. Callbacks run besides; in async for they may be coroutines. The connection is
-    received from as long as the Stream lives: leaving the loop ends it, and so do close() and a with statement."""
+    """An iterator over what happens while WAL is received: Segment, SegmentOpened, TimelineSwitch, Progress, Problem, DiskState.
+
+    It ends at end_lsn or stop(), and raises errors. Callbacks run besides; in async for they may be coroutines. The receive lasts as
+    long as the Stream: leaving the loop ends both, and so do close() and the end of a with statement."""
 
     def __init__(self, receiver: Receiver, options: Options) -> None:
         self._receiver = receiver
@@ -506,13 +516,13 @@ class Stream:
     def __enter__(self) -> Stream:
         return self
 
-    def __exit__(self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     async def __aenter__(self) -> Stream:
         return self
 
-    async def __aexit__(self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
     def __del__(self) -> None:
@@ -527,8 +537,9 @@ class Stream:
     def _begin(self) -> bool:
         """False: it has ended before."""
         if self._began is None:
-            self._receiver._begin(self._options)
-            self._began = self._receiver._run
+            run = _Run(self._options)
+            self._receiver._begin(run)
+            self._began = run
         return self._running() is not None
 
     def __next__(self) -> Event:
@@ -616,21 +627,23 @@ def attach(
 ) -> Receiver:
     """Lends a connection, authenticated, with replication=true and idle, to the library. No byte is sent by this.
 
-    It is one of psycopg2 (also with TLS) or psycopg 3 (also with TLS), an object with its socket in _usock or _sock as pg8000 has it, an
+    It is one of psycopg2 or psycopg 3, with or without TLS, an object with its socket in _usock or _sock as pg8000 has it, an
     ssl.SSLSocket, a socket.socket, a descriptor, or something with fileno(). Until detach() nobody else may use it.
 
-    The rest is for a host that has read more than it used (read_ahead), or has started the stream itself: stream is the timeline and LSN
-    of its START_REPLICATION; receivewal_connection in receivewal.h tells the rules.
+    The rest is for a host that has read more than it used (read_ahead), or has started the stream itself: stream is the timeline
+    and LSN of its START_REPLICATION; receivewal_connection in receivewal.h tells the rules.
     """
-    return Receiver(connection, read_ahead=read_ahead, stream=stream, system_identifier=system_identifier, segment_size=segment_size)
+    return Receiver(
+        connection, read_ahead=read_ahead, stream=stream, system_identifier=system_identifier, segment_size=segment_size
+    )
 
 
 # --------------------------------------------------------------------------------------------- without a connection
 
 
 def load(path: Optional[str] = None) -> None:
-    """Loads the library now, from path if that is given: the file, or its folder. Otherwise the first use loads it: from what the environment
-    variable RECEIVEWAL_LIB names, else from this package, else from where the system finds it."""
+    """Loads the library now, from path if that is given: the file, or its folder. Otherwise the first use loads it: from what the
+    environment variable RECEIVEWAL_LIB names, else from this package, else from where the system finds it."""
     h.load(path)
 
 
@@ -648,8 +661,8 @@ def check_directory(
     decode: bool = False,
     on_problem: Optional[Callable[[Problem], object]] = None,
 ) -> Check:
-    """Checks a directory of WAL: holes, sizes, first pages, history files. decode: each compressed segment to its end. Nothing is locked or
-    changed. on_problem hears of each problem as it is found, and ends that by returning True."""
+    """Checks a directory of WAL: holes, sizes, first pages, history files. decode: each compressed segment to its end. Nothing is
+    locked or changed. on_problem hears of each problem as it is found, until it returns True."""
     library = h.load()
     name = _encoded("directory", os.fsencode(directory))
     problems = Queue()
@@ -700,7 +713,8 @@ def segment_name(timeline: int, lsn: Union[LSN, int, str], segment_size: int) ->
 def parse_segment_name(name: str, segment_size: int) -> Tuple[int, LSN]:
     """The timeline and the first byte of a segment, by its file name."""
     timeline, lsn = ctypes.c_uint32(), h.c_lsn()
-    check(h.load().receivewal_segment_parse(_encoded("name", name.encode()), segment_size, ctypes.byref(timeline), ctypes.byref(lsn)))
+    parsed = ctypes.byref(timeline), ctypes.byref(lsn)
+    check(h.load().receivewal_segment_parse(_encoded("name", name.encode()), segment_size, *parsed))
     return timeline.value, LSN(lsn.value)
 
 

@@ -17,7 +17,8 @@ from typing import Any, Callable, Deque, Optional
 
 from . import _header as h
 from ._lend import Loan, fill
-from ._values import DiskState, Error, Log, Problem, Progress, Reconnection, Segment, SegmentOpened, TimelineSwitch, check, error_of, read
+from ._values import DiskState, Error, Log, Problem, Progress, Reconnection, Segment, SegmentOpened, TimelineSwitch
+from ._values import check, error_of, read
 
 
 class Ended:
@@ -29,8 +30,8 @@ class Ended:
 
 
 class Queue:
-    """From the thread of a call to its caller: what happens, and the call's end; with a descriptor that is readable while there is
-    something to get."""
+    """From the thread of a call to its caller: what happens, and the call's end; with a descriptor that is readable while there
+    is something to get."""
 
     def __init__(self) -> None:
         self._items: Deque[Any] = collections.deque()
@@ -55,8 +56,8 @@ class Queue:
         self._wake()
 
     def get(self, timeout: Optional[float]) -> Any:
-        """The next item, at last the end, again and again; None if there is none within timeout seconds. Signal handlers run meanwhile, and
-        may raise."""
+        """The next item, at last the end, again and again; None if there is none within timeout seconds. Signal handlers run
+        meanwhile, and may raise."""
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
             if self._items:

@@ -75,12 +75,13 @@ def sql(query):
 
 
 def generate(segments):
-    """Has the server write so many segments, and returns where its WAL ends: the first byte of a segment."""
+    """Has the server write so many segments, and returns where they end. There is more behind, so that a receive gets beyond it."""
     for _ in range(segments):
         sql("select pg_logical_emit_message(true, 'fill', repeat('x', 400000))")
         sql("select pg_switch_wal()")
-    sql("checkpoint")  # some WAL behind it, so that its end is received
-    return receivewal.LSN(sql("select pg_current_wal_flush_lsn()"))
+    end = receivewal.LSN(sql("select pg_current_wal_flush_lsn()"))
+    sql("checkpoint")
+    return end
 
 
 def still_works(conn):

@@ -91,7 +91,7 @@ def test_slots():
     with receivewal.attach(physical()) as rw:
         equal(rw.create_slot("a_slot"), receivewal.Slot(LSN(0), 0))
         e = raises(receivewal.SlotExists, rw.create_slot, "a_slot")
-        equal((e.code, e.sqlstate, str(e)[:5]), (44, "42710", 'repli'))
+        equal((e.code, e.sqlstate, "a_slot" in str(e)), (44, "42710", True))
         rw.create_slot("a_slot", if_not_exists=True)
         equal(rw.read_slot("a_slot"), receivewal.Slot(LSN(0), 0))
         rw.drop_slot("a_slot", wait=True)
@@ -246,8 +246,7 @@ def test_errors_by_kind():
     conn = physical()
     with receivewal.attach(conn) as rw:
         e = raises(receivewal.NoSlot, rw.receive, folder(), slot="nowhere")
-        equal((e.code, e.sqlstate), (42, "42704"))
-        e = raises(receivewal.ServerError, rw.receive, folder(), slot="nowhere")
+        equal((e.code, isinstance(e, receivewal.ServerError), "nowhere" in str(e)), (42, True, True))
         e = raises(receivewal.NoDirectory, rw.receive, "/nowhere")
         equal((e.code, e.sqlstate, e.lsn), (50, "", LSN(0)))
         e = raises(receivewal.InvalidArgument, rw.receive, folder(), synchronous=True, no_sync=True)
@@ -457,6 +456,7 @@ def test_nothing_is_left():
 
     with receivewal.attach(physical()) as rw:
         rw.identify()
+    del rw
     conn = physical()
     before = left()
     for _ in range(20):
