@@ -537,9 +537,8 @@ class Stream:
     def _begin(self) -> bool:
         """False: it has ended before."""
         if self._began is None:
-            run = _Run(self._options)
-            self._receiver._begin(run)
-            self._began = run
+            self._began = _Run(self._options)
+            self._receiver._begin(self._began)
         return self._running() is not None
 
     def __next__(self) -> Event:
