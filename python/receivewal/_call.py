@@ -17,7 +17,7 @@ from typing import Any, Callable, Deque, Optional
 
 from . import _header as h
 from ._lend import Loan, fill
-from ._values import DiskState, Error, Log, Problem, Progress, Reconnection, Segment, SegmentOpened, TimelineSwitch
+from ._values import DiskState, Error, Log, Problem, Progress, Reconnection, Segment, SegmentOpened, Stopped, TimelineSwitch
 from ._values import check, error_of, read
 
 
@@ -112,6 +112,9 @@ class Lease:
         self.lock = threading.RLock()  # a finalizer may come in between
         self.thread: Optional[threading.Thread] = None
         self.calling = False
+        self.asked = False  # to stop
+        self.interrupted = False  # so asked by interrupt()
+        self.late = False  # the call before was interrupted, perhaps when it had ended already
         self.abandoned = False
         self.released = False
         handle = ctypes.c_void_p()
@@ -133,6 +136,8 @@ class Lease:
             progress: Optional[Progress] = None
             try:
                 status = call()
+                if status == Stopped.code and self.late and not self.asked:
+                    status = call()  # that was meant for the call before
                 if status != h.OK:
                     error = error_of(status, self.handle)
                 if receiving:
@@ -142,6 +147,7 @@ class Lease:
             except BaseException as e:
                 error = e
             with self.lock:
+                self.late, self.interrupted, self.asked = self.interrupted, False, False
                 self.queue.end(Ended(error, progress))
                 self.calling = False
             if self.abandoned:
@@ -167,6 +173,7 @@ class Lease:
         return read(Progress, struct)
 
     def stop(self) -> None:
+        self.asked = True
         check(self.library.receivewal_stop(self.handle))
         self.answers.put(None)  # should it be waiting for a connection
 
@@ -174,6 +181,7 @@ class Lease:
         """Stops the call in progress, and only that one."""
         with self.lock:
             if self.calling and os.getpid() == self.pid:
+                self.interrupted = True
                 self.stop()
 
     def release(self) -> None:
