@@ -196,6 +196,7 @@ func TestWheel(t *testing.T) {
 	}
 	// There is no driver in it, so the script brings its own.
 	c := cluster(t, pg.Options{})
+	c.Generate(3)
 	wal := t.TempDir()
 	checks(t, wal, append(clean, "WAL="+wal), filepath.Join(venv, "bin/python3"), filepath.Join(root, "tests/python/installed.py"), c.ConnString())
 	compare(t, c, []string{wal})
@@ -268,31 +269,31 @@ func TestExamples(t *testing.T) {
 		compare(t, c, []string{dir})
 	})
 
-	t.Run("receivewal", func(t *testing.T) {
+	t.Run("receiver", func(t *testing.T) {
 		dir := t.TempDir()
-		p := example("receivewal.py", "-D", dir, "-S", "example", "--create-slot", "--synchronous", "-v", "-d", c.ConnString())
-		c.WaitStreaming("receivewal.py")
+		p := example("receiver.py", "-D", dir, "-S", "example", "--create-slot", "--synchronous", "-v", "-d", c.ConnString())
+		c.WaitStreaming("receiver.py")
 		end := c.Generate(3)
-		c.WaitReceived("receivewal.py", end, true)
+		c.WaitReceived("receiver.py", end, true)
 		c.Restart()
-		c.WaitStreaming("receivewal.py")
+		c.WaitStreaming("receiver.py")
 		end = c.Generate(2)
-		c.WaitReceived("receivewal.py", end, true)
+		c.WaitReceived("receiver.py", end, true)
 		p.Stop() // SIGINT, and exit code 0
-		c.WaitGone("receivewal.py")
-		p = example("receivewal.py", "-D", dir, "-S", "example", "-d", c.ConnString())
-		c.WaitStreaming("receivewal.py")
+		c.WaitGone("receiver.py")
+		p = example("receiver.py", "-D", dir, "-S", "example", "-d", c.ConnString())
+		c.WaitStreaming("receiver.py")
 		end = c.Tick()
-		c.WaitReceived("receivewal.py", end, false)
+		c.WaitReceived("receiver.py", end, false)
 		p.Signal(syscall.SIGTERM)
 		p.Succeed()
 		compare(t, c, []string{dir})
 		c.ComparePartial(dir, 1, end)
-		refused := example("receivewal.py", "-D", dir, "-n", "-S", "nowhere", "-d", c.ConnString())
+		refused := example("receiver.py", "-D", dir, "-n", "-S", "nowhere", "-d", c.ConnString())
 		if code := refused.Wait(); code != 1 || !strings.Contains(refused.Output(), "error: ") || strings.Contains(refused.Output(), "Traceback") {
 			t.Errorf("a slot that does not exist: exit code %d\n%s", code, refused.Output())
 		}
-		if lines := strings.Count(read(t, filepath.Join(root, "examples/receivewal.py")), "\n"); lines >= 80 {
+		if lines := strings.Count(read(t, filepath.Join(root, "examples/receiver.py")), "\n"); lines >= 80 {
 			t.Errorf("it has %d lines", lines)
 		}
 	})

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""receivewal.py: a small receiver of WAL. It connects again when the connection is lost, and ends with Ctrl-C or SIGTERM.
+"""receiver.py: a small receiver of WAL. It connects again when the connection is lost, and ends with Ctrl-C or SIGTERM.
 
-    python3 receivewal.py -D /backup/wal -S backup --create-slot -d "host=db user=backup sslmode=require" --progress
+    python3 receiver.py -D /backup/wal -S backup --create-slot -d "host=db user=backup sslmode=require" --progress
 """
 
 import argparse
@@ -38,7 +38,7 @@ def main():
     def connect(why=None):
         while connections:
             connections.pop().close()
-        connections.append(psycopg2.connect(o.dbname, connection_factory=PhysicalReplicationConnection, application_name="receivewal.py"))
+        connections.append(psycopg2.connect(o.dbname, connection_factory=PhysicalReplicationConnection, application_name="receiver.py"))
         return connections[0]
 
     with receivewal.attach(connect()) as rw:
