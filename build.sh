@@ -5,10 +5,11 @@
 # ./build.sh test          everything that must hold, with real servers; the last line is "N passed, N failed"
 # ./build.sh test ARGS     only "go test ARGS", for example: ./build.sh test ./tests/e2e -run Endpos
 # ./build.sh soak [ROUNDS] the long forms of the tests on real servers: kill -9, lost servers, a thousand streams; 1 round is 200 kills
-# ./build.sh support      all tests, and then the README's table of servers from what ran
+# ./build.sh support       all tests, and then the README's table of servers from what ran
 # ./build.sh fuzz [TIME]   every fuzz target for TIME each, 10m unless told
 # ./build.sh install DIR   installs into DIR, for example /usr/local (DESTDIR is honoured; LIBDIR is lib unless told)
 # ./build.sh package       makes a source tarball and, of what is in it, a Debian package: both in build/package
+# ./build.sh wheel         makes build/receivewal-VERSION-py3-none-linux_ARCH.whl, the Python package with the libraries inside
 # ./build.sh clean         removes build/
 # ./build.sh help          prints this
 #
@@ -73,6 +74,10 @@ needed_to_test=(
     /usr/include/zlib.h:zlib1g-dev
     /usr/bin/python3:python3
     /usr/lib/python3/dist-packages/psycopg2:python3-psycopg2
+    /usr/lib/python3/dist-packages/psycopg:python3-psycopg
+    /usr/lib/python3/dist-packages/tqdm:python3-tqdm
+    /usr/lib/python3*/ensurepip:python3-venv
+    /usr/bin/mypy:mypy
 )
 
 # need COMMAND-OR-FILE:PACKAGE ...: installs the packages of those that are missing, or says which they are.
@@ -80,7 +85,7 @@ need() {
     local item packages=()
     command -v go >/dev/null || die "Go is missing (1.26 or newer, https://go.dev/dl/)"
     for item in "$@"; do
-        command -v "${item%%:*}" >/dev/null || [ -e "${item%%:*}" ] || packages+=("${item##*:}")
+        command -v "${item%%:*}" >/dev/null || compgen -G "${item%%:*}" >/dev/null || packages+=("${item##*:}")
     done
     [ ${#packages[@]} -gt 0 ] || return 0
     if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
@@ -226,6 +231,12 @@ package() {
     packaging/debian.sh "$version" build/package
 }
 
+build_wheel() {
+    need /usr/bin/python3:python3
+    build
+    /usr/bin/python3 python/wheel.py "$version" build/lib build
+}
+
 # ---------------------------------------------------------------------------------------------------- test
 
 passed=0
@@ -325,6 +336,10 @@ install)
     install_to "$1"
     ;;
 package) package ;;
+wheel)
+    [ $# -eq 0 ] || die "usage: ./build.sh wheel"
+    build_wheel
+    ;;
 clean) rm -rf build ;;
 help | -h | --help) sed -n '3,/^[^#]/s/^# \{0,1\}//p' build.sh ;;
 *) die "unknown command $command; try ./build.sh help" ;;
