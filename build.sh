@@ -4,6 +4,7 @@
 # ./build.sh demo          shows it at work against a throwaway PostgreSQL, and checks every byte received
 # ./build.sh test          everything that must hold, with real servers; the last line is "N passed, N failed"
 # ./build.sh test ARGS     only "go test ARGS", for example: ./build.sh test ./tests/e2e -run Endpos
+# ./build.sh bench [WHAT]  measures beside pg_receivewal and what the machine allows: bench/README.md says what and how
 # ./build.sh soak [ROUNDS] the long forms of the tests on real servers: kill -9, lost servers, a thousand streams; 1 round is 200 kills
 # ./build.sh support       all tests, and then the README's table of servers from what ran
 # ./build.sh fuzz [TIME]   every fuzz target for TIME each, 10m unless told
@@ -51,6 +52,11 @@ needed_to_package=(
     dpkg-deb:dpkg
     dpkg-shlibdeps:dpkg-dev
     strip:binutils
+)
+needed_to_bench=(
+    strace:strace
+    lz4:lz4
+    zstd:zstd
 )
 needed_to_test=(
     g++:g++
@@ -182,6 +188,19 @@ build_program() {
     compile "$1" examples/receivewal.c include/*.h -- \
         -Iinclude "-I$(pg_config --includedir)" examples/receivewal.c -Wl,-z,now -Wl,-z,relro \
         -Lbuild/lib -lreceivewal "-L$(pg_config --libdir)" -lpq -lssl -lcrypto ${2:+"-Wl,-rpath,\$ORIGIN/../$2"}
+}
+
+# What bench/ runs: hosts of the library and the programs that show the machine's limits.
+build_bench() {
+    local host
+    for host in bench/host/*.c; do
+        compile "build/bench/$(basename "$host" .c)" "$host" include/*.h -- \
+            -D_GNU_SOURCE -Iinclude "-I$(pg_config --includedir)" "$host" \
+            -Lbuild/lib -lreceivewal "-L$(pg_config --libdir)" -lpq "-Wl,-rpath,\$ORIGIN/../lib"
+    done
+    compile build/bench/limit bench/limit/limit.c -- \
+        -D_GNU_SOURCE "-I$(pg_config --includedir)" bench/limit/limit.c "-L$(pg_config --libdir)" -lpq -pthread
+    go build -o build/bench/bench ./bench
 }
 
 build() {
@@ -328,6 +347,12 @@ demo)
     exec tests/demo.sh
     ;;
 test) test_all "$@" ;;
+bench)
+    need "${needed_to_build[@]}" "${needed_to_demo[@]}" "${needed_to_bench[@]}"
+    build
+    build_bench
+    exec build/bench/bench "$@"
+    ;;
 soak) soak "$@" ;;
 support) support "$@" ;;
 fuzz) fuzz "$@" ;;
