@@ -128,7 +128,23 @@ func optionsOf(o *C.receivewal_options, directory string) stream.Options {
 	if o.slot != nil {
 		options.Slot = C.GoString(o.slot)
 	}
+	options.Compression = segment.Compression(o.compression) // the same numbers
+	options.CompressionLevel = int(o.compression_level)
+	options.CompressionWorkers = int(o.compression_workers)
+	options.Suffixes = stringsOf(o.suffixes, o.suffix_count)
+	options.Mirrors = stringsOf(o.mirrors, o.mirror_count)
+	options.MirrorRequired = o.mirror_required != 0
+	options.Confirm = o.confirm != 0
+	options.SlotWait = time.Duration(o.slot_wait) * time.Millisecond
 	return options
+}
+
+func stringsOf(list **C.char, count C.size_t) []string {
+	var texts []string
+	for _, text := range unsafe.Slice(list, int(count)) {
+		texts = append(texts, C.GoString(text))
+	}
+	return texts
 }
 
 //export receivewal_core_take
@@ -173,6 +189,16 @@ func receivewal_core_lost(id C.uint64_t, reason *C.char) (status C.receivewal_st
 	defer guard(&status, nil)
 	lookup(id).lost(C.GoString(reason))
 	return C.RECEIVEWAL_OK
+}
+
+//export receivewal_core_confirm
+func receivewal_core_confirm(id C.uint64_t, lsn C.receivewal_lsn, text **C.char) (status C.receivewal_status) {
+	defer guard(&status, text)
+	err := lookup(id).confirm(segment.LSN(lsn))
+	if err != nil {
+		*text = C.CString(err.Error())
+	}
+	return statusOf(err)
 }
 
 //export receivewal_core_progress
@@ -244,6 +270,7 @@ func eventOf(e event) *C.rw_core_event {
 		*(*C.int)(u) = C.int(min(e.Attempt, math.MaxInt32))
 	case stream.Hole:
 		c.kind, c.text, c.file = C.RW_CORE_PROBLEM, C.CString(e.Text), C.CString(e.File)
+		c.directory = C.CString(e.Directory)
 		*(*C.receivewal_problem)(u) = C.receivewal_problem{
 			size:     C.sizeof_receivewal_problem,
 			kind:     kindOf(e.Kind),

@@ -39,7 +39,7 @@ func check(directory string, options segment.CheckOptions) operation {
 	return func(_ context.Context, s *session) (any, error) {
 		report, err := segment.CheckDirectory(files, directory, options)
 		for _, p := range report.Problems {
-			s.queue.add(stream.Hole{Problem: p})
+			s.queue.add(stream.Hole{Problem: p, Directory: directory})
 		}
 		return report, err
 	}

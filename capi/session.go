@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"libreceivewal/segment"
 	"libreceivewal/stream"
 )
 
@@ -161,6 +162,14 @@ func (s *session) watchStop(cancel context.CancelFunc) func() {
 }
 
 func (s *session) stop() { s.cancel() }
+
+// confirm is receivewal_confirm.
+func (s *session) confirm(lsn segment.LSN) error {
+	if s.stream == nil {
+		return stream.ErrInvalid
+	}
+	return s.stream.Confirm(lsn)
+}
 
 func (s *session) take() []event { return s.queue.take() }
 

@@ -25,11 +25,11 @@
  *              the library; each comment says how long they live. Nothing is ever printed, no environment variable is
  *              read, and no umask, working directory or signal handler of the host is changed, but that Go takes SIGSEGV, SIGBUS
  *              and SIGFPE when the core is loaded, and passes on to the host's handlers what does not come from its own code.
- *   Threads    A handle is used by one thread at a time. Only receivewal_stop, receivewal_get_progress and the functions
- *              without a handle may be called at any time from any thread. A call that clashes with one in progress
+ *   Threads    A handle is used by one thread at a time. Only receivewal_stop, receivewal_confirm, receivewal_get_progress and the
+ *              functions without a handle may be called at any time from any thread. A call that clashes with one in progress
  *              returns RECEIVEWAL_ERR_BUSY. Different handles are independent.
  *   Callbacks  run inside receivewal_receive, receivewal_wait or receivewal_dispatch, on the thread that called it, one at
- *              a time. Inside one, only receivewal_stop and receivewal_get_progress may be called on the same
+ *              a time. Inside one, only receivewal_stop, receivewal_confirm and receivewal_get_progress may be called on the same
  *              handle; anything else returns RECEIVEWAL_ERR_BUSY.
  *   Fork       After fork, a child of a process that has made a call which needs the core gets
  *              RECEIVEWAL_ERR_FORKED from each of them at once. A child of a process that has not may use the library freely.
@@ -251,8 +251,26 @@ typedef struct receivewal_progress
     int64_t server_time;               /* the server's clock in its last message, microseconds; 0: none yet */
     int64_t received_time;             /* our clock at that moment, microseconds; 0: none yet */
     char segment[RECEIVEWAL_NAME_MAX]; /* file name of the segment being written, without ".partial" */
+    receivewal_lsn reported_lsn;       /* the flushed position that the server was told last; 0: none */
+    receivewal_lsn confirmed_lsn;      /* what the host has confirmed last (receivewal_confirm); 0: nothing */
+    uint64_t stored_bytes;             /* bytes written to files: as bytes, but less where segments are compressed */
+    uint64_t lag;                      /* bytes that the server has, as it said last, and are not written yet */
+    int64_t lag_time;                  /* milliseconds since written_lsn was last the server's end of WAL; 0: it is */
+    uint64_t rate;                     /* bytes received per second, over the last seconds */
+    int64_t catch_up_time;             /* milliseconds until lag is 0, as things go; 0: it is; -1: not as things go */
+    int64_t flush_time;                /* microseconds that the last flush took; 0: there was none */
+    int64_t flush_time_max;            /* and the slowest one since the start */
+    uint32_t mirrors;                  /* of options.mirrors, those that are written in step */
+    uint32_t mirrors_failed;           /* and those that are not, at the moment */
 } receivewal_progress;
-#define RECEIVEWAL_PROGRESS_INIT { sizeof(receivewal_progress), RECEIVEWAL_STATE_IDLE, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, { 0 } }
+#define RECEIVEWAL_PROGRESS_INIT                                                                                       \
+    {                                                                                                                  \
+        sizeof(receivewal_progress), RECEIVEWAL_STATE_IDLE, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, { 0 }, 0, 0, 0, 0, 0, 0, 0,  \
+            0, 0, 0, 0                                                                                                 \
+    }
+
+/* A short English name of a state, "streaming". Static. Any value is allowed. */
+const char *receivewal_state_name(receivewal_state state);
 
 /* Fills *progress. Any thread, at any time. Returns OK, INVALID, SIZE, HANDLE, CLOSED, FORKED. */
 receivewal_status receivewal_get_progress(receivewal *rw, receivewal_progress *progress);
@@ -312,6 +330,7 @@ typedef struct receivewal_problem
     receivewal_lsn end_lsn; /* to end_lsn on this timeline fails, unless it is a LEFTOVER or REPAIRED */
     const char *file;       /* file name within the directory; "" where it is about a range */
     const char *text;       /* a sentence */
+    const char *directory;  /* which one: options.directory or a mirror, as it was given */
 } receivewal_problem;
 
 /* The disk is full, or has room again (on_disk_full). Valid only during the callback. */
@@ -322,6 +341,35 @@ typedef struct receivewal_disk_full
     int64_t waited;     /* milliseconds since it was full first */
     const char *errmsg; /* what could not be done; "" when full is 0 */
 } receivewal_disk_full;
+
+/* What became of a mirror. */
+typedef enum receivewal_mirror_state
+{
+    RECEIVEWAL_MIRROR_FAILED = 1,  /* it is not written any more; it is tried again */
+    RECEIVEWAL_MIRROR_RESTORED = 2 /* it is written in step again, and has what it had missed, unless a problem was told */
+} receivewal_mirror_state;
+
+/* A mirror failed, or is back (options.mirrors). Valid only during the callback. */
+typedef struct receivewal_mirror
+{
+    size_t size; /* of this struct, set by the library */
+    receivewal_mirror_state state;
+    receivewal_status status; /* why it failed: one of the directory's (50 to 62); OK when it is back */
+    const char *directory;    /* as it was given */
+    const char *errmsg;       /* why it failed, in a sentence; "" when it is back */
+} receivewal_mirror;
+
+/* WAL that was received, for a host that ships it elsewhere. Valid only during the callback. */
+typedef struct receivewal_data
+{
+    size_t size; /* of this struct, set by the library */
+    uint32_t timeline;
+    receivewal_lsn lsn;        /* of the first byte. Continues where the last ended, but at the start of a receive, after a lost connection
+                                  and after a timeline's end: there it begins anew, at the first byte of a segment */
+    receivewal_lsn server_lsn; /* the server's end of WAL, as it said last */
+    const void *data;
+    size_t length; /* bytes; never beyond the end of a segment */
+} receivewal_data;
 
 /* A connection was lost: what events.reconnect is told. Valid only during the callback. */
 typedef struct receivewal_reconnection
@@ -373,7 +421,16 @@ typedef struct receivewal_events
     /* The disk is full, and is waited for; or has room again. */
     int (*disk_full)(void *ctx, const receivewal_disk_full *disk_full);
 
-    void (*reserved[8])(void); /* must be NULL */
+    /* A mirror failed, or is back. */
+    int (*mirror)(void *ctx, const receivewal_mirror *mirror);
+
+    /*
+     * Data was received and written. Each byte once, in order. The server is not told that it is flushed before the callback has
+     * returned 0. A host that comes for it slowly holds up the stream: some MiB wait, and no more.
+     */
+    int (*data)(void *ctx, const receivewal_data *data);
+
+    void (*reserved[6])(void); /* must be NULL */
 } receivewal_events;
 
 /* ---------------------------------------------------------------------------------------------- options */
@@ -392,6 +449,15 @@ typedef enum receivewal_on_disk_full
     RECEIVEWAL_DISK_FULL_FAIL = 0, /* end with RECEIVEWAL_ERR_DISK_FULL */
     RECEIVEWAL_DISK_FULL_WAIT = 1  /* stop reading, keep the connection alive, look again every few seconds and go on */
 } receivewal_on_disk_full;
+
+/* How new segments are stored (options.compression). */
+typedef enum receivewal_compression
+{
+    RECEIVEWAL_COMPRESSION_NONE = 0, /* as they are */
+    RECEIVEWAL_COMPRESSION_GZIP = 1, /* .gz, level 1 to 9 */
+    RECEIVEWAL_COMPRESSION_LZ4 = 2,  /* .lz4, level 1 to 12 */
+    RECEIVEWAL_COMPRESSION_ZSTD = 3  /* .zst, level 1 to 19; pg_receivewal doesn't know it */
+} receivewal_compression;
 
 /* How to receive. Zero or NULL is the default wherever nothing else is said. */
 typedef struct receivewal_options
@@ -419,14 +485,28 @@ typedef struct receivewal_options
     receivewal_on_disk_full on_disk_full;
     int check_pages;           /* non-zero: check the header of each WAL page, not only of each segment's first */
     receivewal_events events;
+    receivewal_compression compression; /* of new segments; older ones stay as they are */
+    int compression_level;              /* 0: the method's default */
+    int compression_workers;            /* segments that are compressed at a time, each by a thread: while catching up, each needs up to a
+                                           segment of memory. 0: 1 */
+    const char *const *suffixes;        /* what other programs may have added to the name of a complete segment, such as ".enc": it counts
+                                           as complete. Each begins with a dot. Besides .gz .lz4 .zst .zstd .bz2 .xz .aes .gpg .enc .age */
+    size_t suffix_count;
+    const char *const *mirrors;         /* directories that are written in step with the first. Each is locked, and has holes and
+                                           errors of its own, told by events.problem and events.mirror */
+    size_t mirror_count;                /* 16 at most */
+    int mirror_required;                /* non-zero: a mirror's error ends the receive, and flushed means in each of them. Else the receive
+                                           goes on without it, and tries it again */
+    int confirm;                        /* non-zero: the flushed position is not told to the server beyond receivewal_confirm */
+    int slot_wait;                      /* milliseconds to wait for a slot that is in use; 0: don't; negative: for ever */
 } receivewal_options;
 #define RECEIVEWAL_OPTIONS_INIT                                                                                        \
     {                                                                                                                  \
         sizeof(receivewal_options), NULL, NULL, 0, 0, 0, 10000, 1000, 0, 0, 0, 0, 0, RECEIVEWAL_REPAIR,                \
             RECEIVEWAL_DISK_FULL_FAIL, 0,                                                                              \
-        {                                                                                                              \
-            NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, { NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL }                     \
-        }                                                                                                              \
+            { NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,                                        \
+              { NULL, NULL, NULL, NULL, NULL, NULL } },                                                                \
+            RECEIVEWAL_COMPRESSION_NONE, 0, 0, NULL, 0, NULL, 0, 0, 0, 0                                               \
     }
 
 /* ---------------------------------------------------------------------------------------------- receive */
@@ -477,6 +557,15 @@ receivewal_status receivewal_dispatch(receivewal *rw);
  * Returns OK, HANDLE, CLOSED, FORKED. Leaves errno and receivewal_errmsg as they were.
  */
 receivewal_status receivewal_stop(receivewal *rw);
+
+/*
+ * With options.confirm: the host has made all WAL before lsn safe elsewhere. The server is told so at once where it waits for that
+ * (options.synchronous, a keepalive that asks), and at the latest with the next status update. What was confirmed stays so; a lower
+ * lsn changes nothing. It doesn't carry over to the next receive.
+ * Any thread, at any time, also inside callbacks; not in a signal handler.
+ * Returns OK, INVALID (lsn is beyond what was received, or no receive with options.confirm runs), HANDLE, CLOSED, FORKED.
+ */
+receivewal_status receivewal_confirm(receivewal *rw, receivewal_lsn lsn);
 
 /* --------------------------------------------------------------------------------------- ask the server */
 
@@ -555,8 +644,10 @@ typedef struct receivewal_check_options
     int decode;            /* non-zero: decompress each compressed segment to its end */
     void *ctx;             /* passed to problem */
     int (*problem)(void *ctx, const receivewal_problem *problem); /* each problem; non-zero: no more of them. May be NULL */
+    const char *const *suffixes; /* as in receivewal_options */
+    size_t suffix_count;
 } receivewal_check_options;
-#define RECEIVEWAL_CHECK_OPTIONS_INIT { sizeof(receivewal_check_options), 0, 0, NULL, NULL }
+#define RECEIVEWAL_CHECK_OPTIONS_INIT { sizeof(receivewal_check_options), 0, 0, NULL, NULL, NULL, 0 }
 
 /* What receivewal_check_directory has found. */
 typedef struct receivewal_check

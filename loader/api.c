@@ -254,6 +254,25 @@ receivewal_status receivewal_get_progress(receivewal *rw, receivewal_progress *p
     return status;
 }
 
+receivewal_status receivewal_confirm(receivewal *rw, receivewal_lsn lsn)
+{
+    receivewal_status status;
+    char *text = NULL;
+    rw_slot *slot;
+
+    if (rw_forked())
+        return RECEIVEWAL_ERR_FORKED;
+    status = rw_slot_use(rw, &slot);
+    if (status != RECEIVEWAL_OK)
+        return refuse(rw, status, "receivewal_confirm");
+    status = rw_core_confirm(slot->pump.core_id, lsn, &text);
+    if (status != RECEIVEWAL_OK)
+        rw_thread_error(rw, status, "receivewal_confirm: %s", text == NULL ? receivewal_strerror(status) : text);
+    free(text);
+    rw_slot_unuse(slot);
+    return status;
+}
+
 receivewal_status receivewal_stop(receivewal *rw)
 {
     const int saved_errno = errno;

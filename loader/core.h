@@ -66,7 +66,7 @@ typedef enum rw_core_kind
     RW_CORE_COMPLETED, /* segment, text */
     RW_CORE_TIMELINE,  /* timeline_switch */
     RW_CORE_PROGRESS,  /* progress */
-    RW_CORE_PROBLEM,   /* problem, file, text */
+    RW_CORE_PROBLEM,   /* problem, directory, file, text */
     RW_CORE_DISK_FULL, /* disk_full, text */
     RW_CORE_RECONNECT, /* attempt, status, text, sqlstate; to be answered by reconnect */
     RW_CORE_DONE       /* status, text, sqlstate, detail, hint; system, slot, start or check where the request asked for it */
@@ -81,6 +81,7 @@ typedef struct rw_core_event
     receivewal_status status;
     char *text; /* LOG: the line; OPENED, COMPLETED: the file name; RECONNECT, DONE: the error */
     char *file;
+    char *directory;
     char *sqlstate;
     char *detail;
     char *hint;
@@ -89,7 +90,7 @@ typedef struct rw_core_event
         receivewal_segment segment; /* its name is NULL: see text */
         receivewal_timeline_switch timeline_switch;
         receivewal_progress progress;
-        receivewal_problem problem;     /* its strings are NULL: see file and text */
+        receivewal_problem problem;     /* its strings are NULL: see directory, file and text */
         receivewal_disk_full disk_full; /* its errmsg is NULL: see text */
         int attempt;
         receivewal_check check;
@@ -134,6 +135,9 @@ typedef struct rw_core
 
     /* A relay's connection is lost, and why: before the core can see its end. */
     receivewal_status (*lost)(uint64_t id, const char *reason);
+
+    /* receivewal_confirm. On failure *text is a malloc'ed sentence, or NULL. */
+    receivewal_status (*confirm)(uint64_t id, receivewal_lsn lsn, char **text);
 
     receivewal_status (*progress)(uint64_t id, receivewal_progress *progress);
 

@@ -213,6 +213,7 @@ receivewal_status rw_core_take(uint64_t id, rw_core_event **list);
 receivewal_status rw_core_cancel(uint64_t id);
 receivewal_status rw_core_reconnect(uint64_t id, rw_core_answer answer, int fd, const receivewal_connection *connection, char **text);
 receivewal_status rw_core_lost(uint64_t id, const char *reason);
+receivewal_status rw_core_confirm(uint64_t id, receivewal_lsn lsn, char **text);
 receivewal_status rw_core_progress(uint64_t id, receivewal_progress *progress);
 int rw_core_usable(uint64_t id);
 receivewal_status rw_core_close(uint64_t id);

@@ -72,6 +72,7 @@ void rw_event_free(rw_core_event *event)
         return;
     free(event->text);
     free(event->file);
+    free(event->directory);
     free(event->sqlstate);
     free(event->detail);
     free(event->hint);
@@ -156,6 +157,7 @@ static int deliver(rw_pump *p, rw_core_event *event, const receivewal_events *ev
         case RW_CORE_PROBLEM:
             event->u.problem.text = text;
             event->u.problem.file = event->file == NULL ? "" : event->file;
+            event->u.problem.directory = event->directory == NULL ? "" : event->directory;
             return events->problem == NULL ? 0 : events->problem(events->ctx, &event->u.problem);
         case RW_CORE_DISK_FULL:
             event->u.disk_full.errmsg = text;

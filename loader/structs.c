@@ -88,9 +88,21 @@ static const field options_fields[] = {
     FIELD(receivewal_options, events.reconnect),
     FIELD(receivewal_options, events.problem),
     FIELD(receivewal_options, events.disk_full),
+    FIELD(receivewal_options, events.mirror),
+    FIELD(receivewal_options, events.data),
     FIELD(receivewal_options, events.reserved),
+    FIELD(receivewal_options, compression),
+    FIELD(receivewal_options, compression_level),
+    FIELD(receivewal_options, compression_workers),
+    FIELD(receivewal_options, suffixes),
+    FIELD(receivewal_options, suffix_count),
+    FIELD(receivewal_options, mirrors),
+    FIELD(receivewal_options, mirror_count),
+    FIELD(receivewal_options, mirror_required),
+    FIELD(receivewal_options, confirm),
+    FIELD(receivewal_options, slot_wait),
 };
-LAYOUT(options, receivewal_options, RECEIVEWAL_OPTIONS_INIT, events);
+LAYOUT(options, receivewal_options, RECEIVEWAL_OPTIONS_INIT, slot_wait);
 
 static const field progress_fields[] = {
     FIELD(receivewal_progress, state),
@@ -105,8 +117,19 @@ static const field progress_fields[] = {
     FIELD(receivewal_progress, server_time),
     FIELD(receivewal_progress, received_time),
     FIELD(receivewal_progress, segment),
+    FIELD(receivewal_progress, reported_lsn),
+    FIELD(receivewal_progress, confirmed_lsn),
+    FIELD(receivewal_progress, stored_bytes),
+    FIELD(receivewal_progress, lag),
+    FIELD(receivewal_progress, lag_time),
+    FIELD(receivewal_progress, rate),
+    FIELD(receivewal_progress, catch_up_time),
+    FIELD(receivewal_progress, flush_time),
+    FIELD(receivewal_progress, flush_time_max),
+    FIELD(receivewal_progress, mirrors),
+    FIELD(receivewal_progress, mirrors_failed),
 };
-LAYOUT(progress, receivewal_progress, RECEIVEWAL_PROGRESS_INIT, segment);
+LAYOUT(progress, receivewal_progress, RECEIVEWAL_PROGRESS_INIT, mirrors_failed);
 
 static const field system_fields[] = {
     FIELD(receivewal_system, system_identifier),
@@ -136,8 +159,10 @@ static const field check_options_fields[] = {
     FIELD(receivewal_check_options, decode),
     FIELD(receivewal_check_options, ctx),
     FIELD(receivewal_check_options, problem),
+    FIELD(receivewal_check_options, suffixes),
+    FIELD(receivewal_check_options, suffix_count),
 };
-LAYOUT(check_options, receivewal_check_options, RECEIVEWAL_CHECK_OPTIONS_INIT, problem);
+LAYOUT(check_options, receivewal_check_options, RECEIVEWAL_CHECK_OPTIONS_INIT, suffix_count);
 
 static const field check_fields[] = {
     FIELD(receivewal_check, segments),
@@ -262,6 +287,29 @@ bool rw_segment_size_valid(uint32_t segment_size)
     return segment_size >= 1u << 20 && segment_size <= 1u << 30 && (segment_size & (segment_size - 1)) == 0;
 }
 
+static const int highest_level[] = { [RECEIVEWAL_COMPRESSION_NONE] = 0,
+                                     [RECEIVEWAL_COMPRESSION_GZIP] = 9,
+                                     [RECEIVEWAL_COMPRESSION_LZ4] = 12,
+                                     [RECEIVEWAL_COMPRESSION_ZSTD] = 19 };
+
+/* What is wrong with a list of suffixes; NULL: nothing. */
+static const char *suffixes_complaint(const char *const *suffixes, size_t count)
+{
+    if (count > 64)
+        return "suffix_count is more than 64";
+    if (count > 0 && suffixes == NULL)
+        return "suffixes is NULL";
+    for (size_t i = 0; i < count; i++)
+    {
+        size_t length = suffixes[i] == NULL ? 0 : strnlen(suffixes[i], 32);
+
+        if (length < 2 || length > 31 || suffixes[i][0] != '.' || memchr(suffixes[i], '/', length) != NULL ||
+            strcmp(suffixes[i], ".partial") == 0)
+            return "suffixes has one that is NULL, does not begin with a dot, has a slash, is \".partial\", or is longer than 31 bytes";
+    }
+    return NULL;
+}
+
 bool rw_options_check(const receivewal_options *options, char problem[RW_PROBLEM_MAX])
 {
     const char *complaint = NULL;
@@ -288,6 +336,21 @@ bool rw_options_check(const receivewal_options *options, char problem[RW_PROBLEM
         complaint = "repair is none of RECEIVEWAL_REPAIR*";
     else if ((int)options->on_disk_full < RECEIVEWAL_DISK_FULL_FAIL || (int)options->on_disk_full > RECEIVEWAL_DISK_FULL_WAIT)
         complaint = "on_disk_full is none of RECEIVEWAL_DISK_FULL_*";
+    else if ((int)options->compression < RECEIVEWAL_COMPRESSION_NONE || (int)options->compression > RECEIVEWAL_COMPRESSION_ZSTD)
+        complaint = "compression is none of RECEIVEWAL_COMPRESSION_*";
+    else if (options->compression_level < 0 || options->compression_level > highest_level[options->compression])
+        complaint = "compression_level is not one of the compression's";
+    else if (options->compression_workers < 0 || options->compression_workers > 1024)
+        complaint = "compression_workers is not from 0 to 1024";
+    else if (options->mirror_count > 16)
+        complaint = "mirror_count is more than 16";
+    else if (options->mirror_count > 0 && options->mirrors == NULL)
+        complaint = "mirrors is NULL";
+    else
+        complaint = suffixes_complaint(options->suffixes, options->suffix_count);
+    for (size_t i = 0; complaint == NULL && i < options->mirror_count; i++)
+        if (!rw_directory_check("a directory of receivewal_options.mirrors", options->mirrors[i], problem))
+            return false;
     for (size_t i = 0; complaint == NULL && i < COUNT(options->events.reserved); i++)
         if (options->events.reserved[i] != NULL)
             complaint = "events.reserved is not NULL: an event that this version of libreceivewal does not know";

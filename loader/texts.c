@@ -172,3 +172,17 @@ const char *receivewal_strerror(receivewal_status status)
     }
     return "unknown status";
 }
+
+const char *receivewal_state_name(receivewal_state state)
+{
+    switch (state)
+    {
+        case RECEIVEWAL_STATE_IDLE: return "idle";
+        case RECEIVEWAL_STATE_STARTING: return "starting";
+        case RECEIVEWAL_STATE_STREAMING: return "streaming";
+        case RECEIVEWAL_STATE_STOPPING: return "stopping";
+        case RECEIVEWAL_STATE_RECONNECTING: return "reconnecting";
+        case RECEIVEWAL_STATE_DISK_FULL: return "disk full";
+    }
+    return "unknown state";
+}

@@ -187,6 +187,8 @@ func TestCheck(t *testing.T) {
 			problems: []string{"wrong page " + seg(1, 6) + ".partial 1:0/600000-0/700000"}, says: "0/900000 instead of 0/600000"},
 		{name: "a partial of no WAL", o: pages, files: one(seg(1, 6)+".partial", made{content: []byte(strings.Repeat("no WAL", 10)), size: mib}),
 			next: 6 * mib, timeline: 1, problems: []string{"wrong page " + seg(1, 6) + ".partial 1:0/600000-0/700000"}, says: "header of a WAL page"},
+		{name: "a partial whose header was cut off", o: pages, files: one(seg(1, 6)+".partial", made{content: paged(1, 9*mib, MinSize, 99).content[:36], size: mib}),
+			next: 6 * mib, timeline: 1},
 		{name: "a partial of another size", o: pages, files: one(seg(1, 6)+".partial", paged(1, 6*mib, 16*mib, 7)), next: 6 * mib, timeline: 1,
 			problems: []string{"wrong page " + seg(1, 6) + ".partial 1:0/600000-0/700000"}, says: "16777216"},
 		{name: "no history", files: with(segs(1, 5), segs(2, 6)), segments: 2, oldest: seg(2, 6), next: 7 * mib, timeline: 2,

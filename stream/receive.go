@@ -40,6 +40,20 @@ type Options struct {
 	WaitOnDiskFull bool       // wait for room on a full disk and go on, instead of ErrDiskFull
 	CheckPages     bool       // check the header of each WAL page, not only each segment's first
 
+	// How new segments are stored. Level 0 is the method's default; Workers segments are compressed at a time, 0: 1.
+	Compression        segment.Compression
+	CompressionLevel   int
+	CompressionWorkers int
+
+	// What other programs may have added to the name of a complete segment, such as ".enc", which then counts as complete.
+	Suffixes []string
+
+	Mirrors        []string // directories that are written in step with Directory
+	MirrorRequired bool     // an error of a mirror ends the receive, and flushed means in each of them
+
+	Confirm  bool          // the server is not told of a flushed position beyond that of Session.Confirm
+	SlotWait time.Duration // how long to wait for a slot that is in use; 0: not; negative: for ever
+
 	FileMode fs.FileMode // of new files; 0: as the server's data_directory_mode says
 
 	Events Events
@@ -59,6 +73,8 @@ func (o *Options) check() error {
 		return fail(ErrInvalid, "no directory was given")
 	case o.Synchronous && o.NoSync:
 		return fail(ErrInvalid, "cannot use synchronous together with no_sync")
+	case o.Compression != segment.Plain, len(o.Suffixes) > 0, len(o.Mirrors) > 0, o.Confirm, o.SlotWait != 0:
+		return fail(ErrInvalid, "this option is not supported")
 	case o.StartTimeline != 0 && o.StartLSN == 0:
 		return fail(ErrInvalid, "a start timeline needs a start LSN")
 	}

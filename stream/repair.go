@@ -22,7 +22,8 @@ const (
 // Hole is a problem of the directory that was found at the start, and what became of it.
 type Hole struct {
 	segment.Problem
-	State HoleState
+	Directory string // which one: Options.Directory, or one of Options.Mirrors
+	State     HoleState
 }
 
 // HoleState is what became of a Hole.
@@ -42,7 +43,7 @@ func (r *receiver) repair(ctx context.Context) error {
 		return err
 	}
 	for _, p := range report.Problems {
-		r.tellHole(Hole{p, HoleFound})
+		r.tellHole(Hole{p, r.o.Directory, HoleFound})
 	}
 	if err := r.stopped(ctx); err != nil {
 		return err
@@ -54,9 +55,9 @@ func (r *receiver) repair(ctx context.Context) error {
 		err := r.fetch(ctx, p)
 		switch {
 		case err == nil:
-			r.tellHole(Hole{p, HoleRepaired})
+			r.tellHole(Hole{p, r.o.Directory, HoleRepaired})
 		case errors.Is(err, ErrWALRemoved), errors.Is(err, ErrTimeline):
-			r.tellHole(Hole{p, HoleLost})
+			r.tellHole(Hole{p, r.o.Directory, HoleLost})
 			if r.o.Repair == RepairStop {
 				text := p.Text + ", and the server no longer has it"
 				if refused := (*ServerError)(nil); errors.As(err, &refused) {

@@ -74,6 +74,11 @@ func (s *Session) lend(conn net.Conn, o SessionOptions) {
 	s.usable.Store(s.started == nil)
 }
 
+// Confirm tells that the caller has made all WAL before lsn safe elsewhere (Options.Confirm). Any goroutine.
+func (s *Session) Confirm(lsn segment.LSN) error {
+	return fail(ErrInvalid, "no receive that waits for confirmations is running")
+}
+
 // wake wakes the operation in progress. Any goroutine.
 func (s *Session) wake() {
 	s.mu.Lock()

@@ -164,7 +164,7 @@ static void options(receivewal *rw)
     OPTION("synchronous and no_sync", "no_sync", (o.synchronous = 1, o.no_sync = 1));
     OPTION("file_mode with other bits", "file_mode", o.file_mode = 04600);
     OPTION("file_mode without the owner", "file_mode", o.file_mode = 0440);
-    OPTION("an event of the future", "events.reserved", o.events.reserved[7] = some_event);
+    OPTION("an event of the future", "events.reserved", o.events.reserved[5] = some_event);
 }
 
 static void slots(receivewal *rw)
