@@ -6,6 +6,7 @@
 # ./build.sh test ARGS     only "go test ARGS", for example: ./build.sh test ./tests/e2e -run Endpos
 # ./build.sh soak [ROUNDS] the long forms of the tests on real servers: kill -9, lost servers, a thousand streams; 1 round is 200 kills
 # ./build.sh fuzz [TIME]   every fuzz target for TIME each, 10m unless told
+# ./build.sh mutate [TEXT] takes the mechanisms of docs/durability.md out, one at a time: a test must fail; TEXT picks some of them
 # ./build.sh install DIR   installs into DIR, for example /usr/local (DESTDIR is honoured)
 # ./build.sh clean         removes build/
 # ./build.sh help          prints this
@@ -277,6 +278,11 @@ demo)
 test) test_all "$@" ;;
 soak) soak "$@" ;;
 fuzz) fuzz "$@" ;;
+mutate)
+    need "${needed_to_build[@]}" "${needed_to_demo[@]}" "${needed_to_test[@]}"
+    tests/servers.sh all
+    exec go run ./tests/mutation "$@"
+    ;;
 install)
     [ $# -eq 1 ] || die "usage: ./build.sh install DIR"
     install_to "$1"

@@ -216,6 +216,9 @@ func TestHoleHalfFilled(t *testing.T) {
 				if list := p.dir.list(); strings.Contains(list, "partial") || !strings.Contains(list, "000000010000000000000004") {
 					t.Errorf("the directory has\n%s", list)
 				}
+				if got := p.s.Progress().FlushedLSN; got != 0x500000 {
+					t.Errorf("flushed up to %s, of which what is after 0/500000 has no name", got)
+				}
 			})
 		})
 	}
@@ -304,6 +307,30 @@ func TestNoSync(t *testing.T) {
 		p.is(p.serve())
 		p.hasWAL(1, 0x300000, 0x500080)
 		p.usable()
+	})
+}
+
+// What the directory holds counts as flushed, so what may be in the page cache only is made durable before the stream begins.
+func TestSettleAtTheStart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPlay(t, oneTimeline(0x400080))
+		const name = "000000010000000000000003"
+		p.dir.put(name, p.c.wal(1, 0x300000, 1<<20), int64(testSize))
+		var synced []string
+		p.dir.hook = func(op, name string) error {
+			if op == "sync" {
+				synced = append(synced, op+" "+name)
+			}
+			return nil
+		}
+		p.receive(Options{Slot: "s", ReceiveTimeout: -1, StatusInterval: -1})
+		p.identify()
+		p.expect(`START_REPLICATION SLOT "s" 0/400000 TIMELINE 1`)
+		if !slices.Equal(synced, []string{"sync " + name, "sync ."}) {
+			t.Errorf("synced %q", synced)
+		}
+		p.conn.Close()
+		p.end(ErrConnectionLost)
 	})
 }
 
