@@ -52,7 +52,7 @@ var mutations = []mutation{
 		pkg: inArchive, test: "TestKilled", build: true},
 	{row: "failed fsync", file: "segment/syncer.go", from: `return failure("fsync file", w.d.full(w.partialName(s.id)), err)`, to: "return nil",
 		pkg: inSegment, test: "TestErrors"},
-	{row: "failed fsync", file: "segment/syncer.go", from: "case w.err == nil && w.due():", to: "case w.due():",
+	{row: "failed fsync", file: "segment/syncer.go", from: "if err != nil {\n\t\tw.err = err\n\t} else {", to: "if err == nil {",
 		pkg: inSegment, test: "TestSyncerFails"},
 	{row: "failed write", file: "segment/writer.go", from: "if have < int64(w.o.Size) {", to: "if false {",
 		pkg: inSegment, test: "TestFullDisk"},
