@@ -61,14 +61,15 @@ func run(words []string) error {
 		begin := time.Now()
 		verdict, err := c.try(m)
 		if err != nil {
-			return fmt.Errorf("%s: %w", m, err)
+			verdict = broken
+			fmt.Println(err)
 		}
 		if verdict != caught {
 			survived++
 		}
 		fmt.Printf("%-8s %s (%.0f s)\n", verdict, m, time.Since(begin).Seconds())
 	}
-	fmt.Printf("%d mutations, %d survived\n", len(list), survived)
+	fmt.Printf("%d mutations, %d of them caught\n", len(list), len(list)-survived)
 	if survived > 0 {
 		return errors.New("a mechanism can be taken out without a test that fails")
 	}
@@ -78,6 +79,7 @@ func run(words []string) error {
 const (
 	caught   = "caught"
 	survivor = "SURVIVED"
+	broken   = "BROKEN" // it cannot be made
 )
 
 // A clone is a copy of the repository, without its history, to break things in.
