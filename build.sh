@@ -11,6 +11,7 @@
 # ./build.sh install DIR   installs into DIR, for example /usr/local (DESTDIR is honoured; LIBDIR is lib unless told)
 # ./build.sh package       makes a source tarball and, of what is in it, a Debian package: both in build/package
 # ./build.sh wheel         makes build/receivewal-VERSION-py3-none-linux_ARCH.whl, the Python package with the libraries inside
+# ./build.sh mutate [TEXT] takes the mechanisms of docs/durability.md out, one at a time: a test must fail; TEXT picks some of them
 # ./build.sh clean         removes build/
 # ./build.sh help          prints this
 #
@@ -356,6 +357,11 @@ bench)
 soak) soak "$@" ;;
 support) support "$@" ;;
 fuzz) fuzz "$@" ;;
+mutate)
+    need "${needed_to_build[@]}" "${needed_to_demo[@]}" "${needed_to_test[@]}"
+    tests/servers.sh all
+    exec go run ./tests/mutation "$@"
+    ;;
 install)
     [ $# -eq 1 ] || die "usage: ./build.sh install DIR"
     install_to "$1"
