@@ -5,7 +5,7 @@
 # ./build.sh test          everything that must hold, with real servers; the last line is "N passed, N failed"
 # ./build.sh test ARGS     only "go test ARGS", for example: ./build.sh test ./tests/e2e -run Endpos
 # ./build.sh soak [ROUNDS] the long forms of the tests on real servers: kill -9, lost servers, a thousand streams; 1 round is 200 kills
-# ./build.sh support      all tests, and then the README's table of servers from what ran
+# ./build.sh support       all tests, and then the README's table of servers from what ran
 # ./build.sh fuzz [TIME]   every fuzz target for TIME each, 10m unless told
 # ./build.sh install DIR   installs into DIR, for example /usr/local (DESTDIR is honoured)
 # ./build.sh clean         removes build/
