@@ -255,6 +255,7 @@ var knownCommands = map[string]string{
 	"./build.sh package":        "tests/build",
 	"./build.sh wheel":          "tests/python",
 	"./build.sh support":        "by people: it is this suite, with a record",
+	"./build.sh mutate":         "by people: it takes an hour",
 	"pip install":               "tests/python, into an environment of its own",
 	"python3 -m pip install":    "tests/python, into an environment of its own",
 	"sudo apt-get install":      "installs",
