@@ -138,6 +138,23 @@ func TestLanguages(t *testing.T) {
 	}
 }
 
+// A block is fenced: an indented one says nothing of itself, and would not be tried.
+func TestFenced(t *testing.T) {
+	for _, d := range documents(t) {
+		before, list := "", false
+		for i, line := range strings.Split(d.prose, "\n") {
+			indented := strings.HasPrefix(line, "    ")
+			if indented && before == "" && !list {
+				t.Errorf("%s:%d: a block without a fence: %s", d.name, i+1, line)
+			}
+			if trimmed := strings.TrimSpace(line); trimmed != "" && !indented {
+				list = strings.HasPrefix(trimmed, "- ") || strings.HasPrefix(trimmed, "* ") || list && strings.HasPrefix(line, " ")
+			}
+			before = strings.TrimSpace(line)
+		}
+	}
+}
+
 // quoted tells whether the lines are in the file. An ellipsis stands for lines that were left out.
 func quoted(file string, b block) error {
 	rest := string(must(os.ReadFile(filepath.Join(root, file))))
@@ -243,27 +260,28 @@ func TestPython(t *testing.T) {
 
 // Commands that a block may have without being run here, and where they are tried instead.
 var knownCommands = map[string]string{
-	"./build.sh build":          "by this suite",
-	"./build.sh demo":           "by people; it is the program and pg_receivewal as in tests/e2e",
-	"./build.sh test":           "this suite",
-	"./build.sh soak":           "by people: it takes hours",
-	"./build.sh fuzz":           "by people: it takes hours",
-	"./build.sh install":        "tests/build",
-	"./build.sh clean":          "removes a folder",
-	"./build.sh help":           "prints",
-	"./build.sh bench":          "by people: it takes minutes, and the machine for itself",
-	"./build.sh package":        "tests/build",
-	"./build.sh wheel":          "tests/python",
-	"./build.sh support":        "by people: it is this suite, with a record",
-	"./build.sh mutate":         "by people: it takes an hour",
-	"pip install":               "tests/python, into an environment of its own",
-	"python3 -m pip install":    "tests/python, into an environment of its own",
-	"sudo apt-get install":      "installs",
-	"sudo dpkg -i":              "tests/build, into another root",
-	"go get":                    "fetches",
-	"git clone":                 "fetches",
-	"systemctl enable":          "changes the machine",
-	"python3 examples/embed.py": "tests/python",
+	"./build.sh build":           "by this suite",
+	"./build.sh demo":            "by people; it is the program and pg_receivewal as in tests/e2e",
+	"./build.sh test":            "this suite",
+	"./build.sh soak":            "by people: it takes hours",
+	"./build.sh fuzz":            "by people: it takes hours",
+	"./build.sh install":         "tests/build",
+	"./build.sh clean":           "removes a folder",
+	"./build.sh help":            "prints",
+	"./build.sh bench":           "by people: it takes minutes, and the machine for itself",
+	"./build.sh package":         "tests/build",
+	"./build.sh wheel":           "tests/python",
+	"./build.sh support":         "by people: it is this suite, with a record",
+	"./build.sh mutate":          "by people: it takes an hour",
+	"pip install":                "tests/python, into an environment of its own",
+	"python3 -m pip install":     "tests/python, into an environment of its own",
+	"sudo apt-get install":       "installs",
+	"sudo dpkg -i":               "tests/build, into another root",
+	"go test ./segment ./stream": "this suite, with -race",
+	"go get":                     "fetches",
+	"git clone":                  "fetches",
+	"systemctl enable":           "changes the machine",
+	"python3 examples/embed.py":  "tests/python",
 }
 
 func TestShell(t *testing.T) {
