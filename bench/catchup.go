@@ -168,6 +168,10 @@ func (b *backlog) systemCalls(o *options, rec receiver, transport string) (float
 
 // begin makes an empty folder and a slot that stands at the beginning.
 func (b *backlog) begin(o *options, memory uint64) (dir string, err error) {
+	// A run that failed has left its slot.
+	if _, err := b.server.sql("select pg_drop_replication_slot(slot_name) from pg_replication_slots where slot_name = '" + slotOfRun + "'"); err != nil {
+		return "", err
+	}
 	if _, err := b.server.sql("select pg_copy_physical_replication_slot('" + slotOfBacklog + "', '" + slotOfRun + "')"); err != nil {
 		return "", err
 	}

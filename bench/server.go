@@ -283,9 +283,16 @@ func postgresUser() (uid, gid uint32, is bool) {
 	return uint32(number), uint32(group), err == nil && err2 == nil
 }
 
-// pgbench runs it.
+// pgbench runs it. It is given much time, but not for ever: a standby that confirms nothing would have it hang.
 func (s *server) pgbench(args ...string) error {
-	if out, err := s.program("pgbench", append(args, "postgres")...).CombinedOutput(); err != nil {
+	cmd := s.program("pgbench", append(args, "postgres")...)
+	late := time.AfterFunc(2*time.Minute+time.Duration(s.o.seconds)*time.Second, func() {
+		if cmd.Process != nil {
+			cmd.Process.Kill()
+		}
+	})
+	defer late.Stop()
+	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("pgbench %s: %w\n%s", strings.Join(args, " "), err, out)
 	}
 	return nil

@@ -54,14 +54,14 @@ func (w *Writer) nextWork() (*openSegment, LSN, bool) {
 }
 
 // due tells, with mu held, whether there is anything to do: a segment is complete, or may become visible, or a flush was
-// asked for.
+// asked for. What fills a hole is not flushed before it is complete: until then it has no name, and does not last.
 func (w *Writer) due() bool {
 	if len(w.pending) == 0 {
 		return false
 	}
 	s, written := w.pending[0], w.Written()
 	return written >= s.id.End(w.o.Size) || s.overdue && w.mayShow(s, written) ||
-		w.wanted > w.flushed && w.checked(written) > w.flushed
+		!w.o.Whole && w.wanted > w.flushed && w.checked(written) > w.flushed
 }
 
 // mayShow tells whether a segment may get its .partial name: once its first page has been checked, and it holds as

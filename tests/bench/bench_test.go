@@ -117,7 +117,7 @@ func TestBenches(t *testing.T) {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	more, err := bench(t, cache, results, "synchronous", "switches", "live", "idle", "scale", "--segments", "16", "--clients", "2", "--rates", "0",
-		"--streams", "1,3", "--receiver", "no sync="+tool+" --no-sync -n -D {dir} -h {host} -p {port} -U postgres -S {slot}")
+		"--streams", "1,3")
 	if err != nil {
 		t.Fatalf("%v\n%s", err, more)
 	}
