@@ -35,11 +35,11 @@ from . import _header as h
 from ._call import Asked, Ended, Lease, Queue, background, set_events
 from ._lend import Loan, describe, lend
 from ._values import (
-    BadDescriptor, Busy, Check, check, Closed, ConnectionLost, CoreMissing, Data, DiskFull, DiskState, Encrypted, Error, Event,
-    ForeignWAL, Forked, Gap, InternalError, InvalidArgument, InvalidHandle, IOFailed, LimitReached, Locked, Log, LSN,
-    Mirror, MirrorState, NoDirectory, NoSlot, NotConnected, NotSocket, PermissionDenied, Problem, ProblemKind, ProblemState, Progress,
-    ProtocolViolation, read, Reconnection, Segment, SegmentOpened, ServerError, SizeMismatch, Slot, SlotBusy, SlotExists,
-    StartPoint, State, Stopped, System, TimelineSwitch, Unsupported, WALRemoved, WrongTimeline,
+    BadDescriptor, Busy, Check, check, Closed, ConnectionLost, CoreMissing, Data, DiskFull, DiskState, Encrypted, Error,
+    Event, ForeignWAL, Forked, Gap, InternalError, InvalidArgument, InvalidHandle, IOFailed, LimitReached, Locked, Log, LSN,
+    Mirror, MirrorState, NoDirectory, NoSlot, NotConnected, NotSocket, PermissionDenied, Problem, ProblemKind, ProblemState,
+    Progress, ProtocolViolation, read, Reconnection, Segment, SegmentOpened, ServerError, SizeMismatch, Slot, SlotBusy,
+    SlotExists, StartPoint, State, Stopped, System, TimelineSwitch, Unsupported, WALRemoved, WrongTimeline,
 )
 
 if TYPE_CHECKING:
@@ -49,12 +49,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LSN", "State", "ProblemKind", "ProblemState", "System", "Slot", "StartPoint", "Check", "Segment", "SegmentOpened",
-    "TimelineSwitch", "Progress", "Problem", "DiskState", "Mirror", "MirrorState", "Data", "Log", "Reconnection", "Event", "Error", "InvalidArgument",
-    "SizeMismatch", "InvalidHandle", "Closed", "Busy", "Forked", "CoreMissing", "LimitReached", "BadDescriptor",
-    "NotSocket", "NotConnected", "Encrypted", "ConnectionLost", "ProtocolViolation", "ServerError", "WALRemoved", "NoSlot",
-    "SlotBusy", "SlotExists", "Unsupported", "NoDirectory", "PermissionDenied", "Locked", "DiskFull", "IOFailed", "Gap",
-    "ForeignWAL", "WrongTimeline", "Stopped", "InternalError", "Options", "Receiver", "Stream", "attach", "load",
-    "find_start", "check_directory", "segment_name", "parse_segment_name", "version",
+    "TimelineSwitch", "Progress", "Problem", "DiskState", "Mirror", "MirrorState", "Data", "Log", "Reconnection", "Event",
+    "Error", "InvalidArgument", "SizeMismatch", "InvalidHandle", "Closed", "Busy", "Forked", "CoreMissing", "LimitReached",
+    "BadDescriptor", "NotSocket", "NotConnected", "Encrypted", "ConnectionLost", "ProtocolViolation", "ServerError",
+    "WALRemoved", "NoSlot", "SlotBusy", "SlotExists", "Unsupported", "NoDirectory", "PermissionDenied", "Locked",
+    "DiskFull", "IOFailed", "Gap", "ForeignWAL", "WrongTimeline", "Stopped", "InternalError", "Options", "Receiver",
+    "Stream", "attach", "load", "find_start", "check_directory", "segment_name", "parse_segment_name", "version",
 ]
 
 for _public in __all__:
@@ -301,23 +301,24 @@ class Receiver:
     @property
     def progress(self) -> Progress:
         """Where the receive is, or where the last one was."""
-        self._need()
-        return self._lease.progress()
+        lease = self._lease
+        return lease.progress() if lease.last is None else lease.last
 
     @property
     def usable(self) -> bool:
-        """Whether the connection is idle, so that it can go on being used after detach."""
-        lease = self._lease
-        return not lease.released and lease.library.receivewal_connection_usable(lease.handle) == 1
+        """Whether the connection is idle, so that it can be used after detach; or was then."""
+        return self._lease.usable()
 
     def stop(self) -> None:
         """Asks the call in progress to end, a receive cleanly; if there is none, the next one. Returns at once. From any thread,
-        signal handler or callback."""
-        self._need()
-        self._lease.stop()
+        signal handler or callback; also after detach, where there is nothing to stop."""
+        if not self._lease.released:
+            self._need()
+            self._lease.stop()
 
     def confirm(self, lsn: Union[LSN, int, str]) -> None:
-        """With the option confirm: all WAL before lsn is safe elsewhere, and the server may be told so. From any thread or callback."""
+        """With the option confirm: all WAL before lsn is safe elsewhere, and the server may be told so. From any thread or
+        callback."""
         self._need()
         check(self._lease.library.receivewal_confirm(self._lease.handle, LSN(lsn)))
 
@@ -370,8 +371,9 @@ class Receiver:
     # -------------------------------------------------------------------------------------------------- receive
 
     def _receive(self, options: Options) -> Progress:
-        """Receives WAL into a directory until end_lsn, stop(), a callback that says so, or an error, which is raised. Takes the fields
-        of Options. Ctrl-C, as any exception of a signal handler, is raised once the receive has ended cleanly; a second one at once."""
+        """Receives WAL into a directory until end_lsn, stop(), a callback that says so, or an error, which is raised. Takes the
+        fields of Options. Ctrl-C, as any exception of a signal handler, is raised once the receive has ended cleanly; a second one at
+        once."""
         run = _Run(options)
         try:
             self._begin(run)
@@ -397,7 +399,7 @@ class Receiver:
         self._launch(run, lambda: int(lease.library.receivewal_receive(lease.handle, ctypes.byref(struct))), receiving=True)
 
     def _stream(self, options: Options) -> Stream:
-        """Receives, as receive does, and gives what happens one by one: for, or async for, over it. It begins with the first one."""
+        """Receives, as receive does, and gives what happens one by one: for, or async for, over it. The first one begins it."""
         return Stream(self, options)
 
     receive = _takes_options(_receive)(Options)
@@ -405,7 +407,7 @@ class Receiver:
     stream = _takes_options(_stream)(Options)
 
     def wait(self, timeout: Optional[float] = None) -> Optional[Progress]:
-        """Runs callbacks until the receive ends, and returns or raises as receive does; None: it runs still after timeout seconds."""
+        """Runs callbacks until the receive ends, and returns or raises as receive does; None: after timeout seconds it has not."""
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
             event = self._take(deadline)
@@ -537,8 +539,8 @@ class Stream:
     """An iterator over what happens while WAL is received: Segment, SegmentOpened, TimelineSwitch, Progress, Problem, DiskState,
     Mirror.
 
-    It ends at end_lsn or stop(), and raises errors. Callbacks run besides; in async for they may be coroutines. The receive lasts as
-    long as the Stream: leaving the loop ends both, and so do close() and the end of a with statement."""
+    It ends at end_lsn or stop(), and raises errors. Callbacks run besides; in async for they may be coroutines. The receive lasts
+    as long as the Stream: leaving the loop ends both, and so do close() and the end of a with statement."""
 
     def __init__(self, receiver: Receiver, options: Options) -> None:
         self._receiver = receiver

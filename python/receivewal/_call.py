@@ -117,6 +117,8 @@ class Lease:
         self.late = False  # the call before was interrupted, perhaps when it had ended already
         self.abandoned = False
         self.released = False
+        self.last: Optional[Progress] = None  # when it was released
+        self.left_usable = False
         handle = ctypes.c_void_p()
         status = self.library.receivewal_attach(ctypes.byref(connection), ctypes.byref(handle))
         if status != h.OK:
@@ -171,6 +173,9 @@ class Lease:
         check(self.library.receivewal_get_progress(self.handle, ctypes.byref(struct)))
         return read(Progress, struct)
 
+    def usable(self) -> bool:
+        return self.left_usable if self.released else bool(self.library.receivewal_connection_usable(self.handle))
+
     def stop(self) -> None:
         self.asked = True
         check(self.library.receivewal_stop(self.handle))
@@ -190,6 +195,7 @@ class Lease:
         with self.lock:
             if self.released:
                 return
+            self.left_usable, self.last = self.usable(), self.progress()
             self.released = True
         self.library.receivewal_detach(self.handle)
         self.queue.close()
@@ -229,7 +235,7 @@ atexit.register(_at_exit)
 
 
 class Asked:
-    """An event for whose answer the library waits: for a Reconnection it is a Loan, or None; for Data, True where it was taken."""
+    """An event for whose answer the library waits: for a Reconnection it is a Loan, or None; for Data, whether it was taken."""
 
     def __init__(self, event: object) -> None:
         self.event = event

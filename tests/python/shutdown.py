@@ -38,7 +38,8 @@ ENDS = {
     "started": ("rw.start(folder())\nstreaming()\n", 0, ""),
     "exit": ("rw.start(folder())\nstreaming()\nsys.exit(7)\n", 7, ""),
     "exception": ("rw.start(folder())\nstreaming()\nraise KeyError('mine')\n", 1, "KeyError: 'mine'"),
-    "exit_in_a_callback": ("threading.Thread(target=streaming).start()\nrw.receive(folder(), on_segment=lambda s: sys.exit(5))\n", 5, ""),
+    "exit_in_a_callback": (
+        "threading.Thread(target=streaming).start()\nrw.receive(folder(), on_segment=lambda s: sys.exit(5))\n", 5, ""),
     "iteration": ("events = rw.stream(folder())\nnext(events)\nstreaming()\n", 0, ""),
     "daemon_thread": (
         "threading.Thread(target=rw.receive, args=(folder(),), daemon=True).start()\nstreaming()\n", 0, ""),
@@ -54,7 +55,9 @@ ENDS = {
         "sql(\"select count(pg_terminate_backend(pid)) from pg_stat_replication where application_name = 'shutdown'\")\n"
         "until(lambda: rw.progress.state == receivewal.State.RECONNECTING)\n", 0, ""),
     "registered_before": (
-        "import atexit\natexit.register(lambda: rw.detach() or conn.cursor().execute('IDENTIFY_SYSTEM'))\nrw.start(folder())\nstreaming()\n", 0, ""),
+        "import atexit\n"
+        "atexit.register(lambda: rw.detach() or conn.cursor().execute('IDENTIFY_SYSTEM'))\n"
+        "rw.start(folder())\nstreaming()\n", 0, ""),
     "event_loop": (
         "import asyncio\n"
         "async def main():\n"

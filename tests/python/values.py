@@ -22,8 +22,8 @@ CODE = re.sub(r"/\*.*?\*/", "", HEADER, flags=re.S)
 
 def test_lsn():
     lsn = LSN("16/B374D848")
-    equal((lsn, str(lsn), repr(lsn), f"{lsn}", f"{lsn:>14}", f"{lsn:x}", "%d" % lsn), (0x16B374D848, "16/B374D848", "LSN('16/B374D848')",
-          "16/B374D848", "   16/B374D848", "16b374d848", str(0x16B374D848)))
+    equal((lsn, str(lsn), repr(lsn), f"{lsn}", f"{lsn:>14}", f"{lsn:x}", "%d" % lsn),
+          (0x16B374D848, "16/B374D848", "LSN('16/B374D848')", "16/B374D848", "   16/B374D848", "16b374d848", str(0x16B374D848)))
     equal((str(LSN(0x16B3748)), str(LSN()), str(LSN("ffffffff/ffffffff"))), ("0/16B3748", "0/0", "FFFFFFFF/FFFFFFFF"))
     equal((lsn - LSN("16/B374D840"), type(lsn - lsn)), (8, int))
     equal((lsn + 8, type(lsn + 8), type(8 + lsn), type(lsn - 8), str(lsn - 8)), (0x16B374D850, LSN, LSN, LSN, "16/B374D840"))
@@ -100,7 +100,8 @@ def enum(name):
 def test_every_number_of_the_header_is_there():
     errors = {v for k, v in enum("receivewal_status").items() if "_ERR_" in k}
     equal(set(_values._ERRORS), errors)
-    for name, ours in (("state", receivewal.State), ("mirror_state", receivewal.MirrorState), ("problem_kind", receivewal.ProblemKind), ("problem_state", receivewal.ProblemState)):
+    for name, ours in (("state", receivewal.State), ("mirror_state", receivewal.MirrorState),
+                       ("problem_kind", receivewal.ProblemKind), ("problem_state", receivewal.ProblemState)):
         equal({m.name: m.value for m in ours}, {k.split("_", 2)[2]: v for k, v in enum("receivewal_" + name).items()})
     equal(enum("receivewal_log_level"), {f"RECEIVEWAL_LOG_{n}": getattr(__import__("logging"), n) for n in
                                          ("DEBUG", "INFO", "WARNING", "ERROR")})
@@ -212,7 +213,8 @@ def test_answers_have_what_the_structs_have():
     for ours, name in ((receivewal.System, "system"), (receivewal.Slot, "slot"), (receivewal.StartPoint, "start_point"),
                        (receivewal.Check, "check"), (receivewal.Segment, "segment"), (receivewal.Progress, "progress"),
                        (receivewal.TimelineSwitch, "timeline_switch"), (receivewal.Problem, "problem"),
-                       (receivewal.DiskState, "disk_full"), (receivewal.Mirror, "mirror"), (receivewal.Data, "data"), (receivewal.Reconnection, "reconnection")):
+                       (receivewal.DiskState, "disk_full"), (receivewal.Mirror, "mirror"),
+                       (receivewal.Data, "data"), (receivewal.Reconnection, "reconnection")):
         equal(set(ours.__dataclass_fields__) - {"found"}, {f[0] for f in structs()["receivewal_" + name]._fields_} - left_out)
 
 
