@@ -95,6 +95,21 @@ def test_closed_while_it_is_lent():
         rw.detach()
 
 
+def test_a_session_that_is_gone_is_not_touched():
+    """Where the connection is closed by another thread just before a call."""
+    from receivewal._lend import lend
+
+    for connect in (physical, lambda: psycopg.connect(DSN + " replication=true")):
+        conn = connect()
+        loan = lend(conn)
+        conn.close()
+        buffer = ctypes.create_string_buffer(100)
+        for function in (loan.io.read, loan.io.write):
+            equal(function(None, ctypes.addressof(buffer), 10), -1)
+            loan.io.errmsg(None, ctypes.addressof(buffer), 100)
+            equal(buffer.value, b"the connection was closed while it was lent")
+
+
 def test_reconnect():
     made = list(connections())
     new = iter(made[1:])
