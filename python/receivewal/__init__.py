@@ -383,6 +383,7 @@ class Receiver:
         except BaseException:
             if self._run is run:
                 self._lease.interrupt()
+                self._lease.refuse()
                 with contextlib.suppress(Error):
                     self.wait()
             raise
@@ -527,6 +528,7 @@ class Receiver:
             return
         self._run.dropped = True
         self._lease.interrupt()
+        self._lease.refuse()
         with contextlib.suppress(Error):
             while True:
                 event = self._take(None)
@@ -647,6 +649,7 @@ class Stream:
             return
         run.dropped = True
         self._receiver._lease.interrupt()
+        self._receiver._lease.refuse()
         with contextlib.suppress(Error):
             while True:
                 event = self._receiver._take(0)

@@ -181,14 +181,22 @@ class Lease:
         check(self.library.receivewal_stop(self.handle))
         asked = self.asking
         if asked is not None and isinstance(asked.event, Reconnection):
-            asked.answer.put(None)  # nobody waits for a connection any more
+            asked.answer.put(None)  # no connection is needed any more
 
     def interrupt(self) -> None:
         """Stops the call in progress, and only that one."""
+        if os.getpid() != self.pid:
+            return  # and nobody may have the lock
         with self.lock:
-            if self.calling and os.getpid() == self.pid:
+            if self.calling:
                 self.interrupted = True
                 self.stop()
+
+    def refuse(self) -> None:
+        """Answers what the library waits for, should its caller have been interrupted on the way to do so."""
+        asked = self.asking
+        if asked is not None:
+            asked.answer.put(None)
 
     def release(self) -> None:
         """Gives the connection back. No call is in progress."""
@@ -211,8 +219,7 @@ class Lease:
                 self.release()
             elif not self.released:
                 self.stop()
-                if self.asking is not None:
-                    self.asking.answer.put(None)
+                self.refuse()
 
 
 leases: weakref.WeakSet[Lease] = weakref.WeakSet()

@@ -194,6 +194,22 @@ def test_data_whose_callback_fails_is_refused():
     equal(seen, [0])
 
 
+def test_an_interrupt_on_the_way_to_the_answer():
+    ours, theirs = socket.socketpair()
+    with ours, theirs, receivewal.attach(ours) as rw:
+        library = rw._lease.library = Library(rw._lease.library)
+        settle, interrupts = rw._settle, [KeyboardInterrupt]
+
+        def interrupted(*args):
+            while interrupts:
+                raise interrupts.pop()
+            settle(*args)
+
+        rw._settle = interrupted
+        raises(KeyboardInterrupt, rw.receive, "/", on_data=lambda d: None)
+        equal(library.answers, [1])
+
+
 def test_data_that_nobody_wants_any_more():
     ours, theirs = socket.socketpair()
     with ours, theirs:
