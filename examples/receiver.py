@@ -38,7 +38,8 @@ def main():
     def connect(why=None):
         while connections:
             connections.pop().close()
-        connections.append(psycopg2.connect(o.dbname, connection_factory=PhysicalReplicationConnection, application_name="receiver.py"))
+        settings = {"connection_factory": PhysicalReplicationConnection, "application_name": "receiver.py"}
+        connections.append(psycopg2.connect(o.dbname, **settings))
         return connections[0]
 
     with receivewal.attach(connect()) as rw:

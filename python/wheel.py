@@ -2,8 +2,8 @@
 
     python3 python/wheel.py VERSION LIBRARIES OUTPUT-FOLDER
 
-It is a zip file laid out as https://packaging.python.org/specifications/binary-distribution-format/ says. The same input gives the same
-bytes: files are sorted, and their time is SOURCE_DATE_EPOCH, or 1980-01-01, where zip's times begin.
+It is a zip file laid out as https://packaging.python.org/specifications/binary-distribution-format/ says. The same input gives
+the same bytes: files are sorted, and their time is SOURCE_DATE_EPOCH, or 1980-01-01, where zip's times begin.
 """
 
 import base64

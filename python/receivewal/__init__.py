@@ -29,17 +29,17 @@ import sys
 import threading
 import time
 import weakref
-from typing import TYPE_CHECKING, Any, Callable, Dict, List, Literal, Optional, Tuple, Type, TypeVar, Union
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Literal, Optional, Sequence, Tuple, TypeVar, Union
 
 from . import _header as h
 from ._call import Asked, Ended, Lease, Queue, background, set_events
-from ._lend import describe, lend
+from ._lend import Loan, describe, lend
 from ._values import (
-    BadDescriptor, Busy, Check, check, Closed, ConnectionLost, CoreMissing, DiskFull, DiskState, Encrypted, Error, Event,
-    ForeignWAL, Forked, Gap, InternalError, InvalidArgument, InvalidHandle, IOFailed, LimitReached, Locked, Log, LSN,
-    NoDirectory, NoSlot, NotConnected, NotSocket, PermissionDenied, Problem, ProblemKind, ProblemState, Progress,
-    ProtocolViolation, read, Reconnection, Segment, SegmentOpened, ServerError, SizeMismatch, Slot, SlotBusy, SlotExists,
-    StartPoint, State, Stopped, System, TimelineSwitch, Unsupported, WALRemoved, WrongTimeline,
+    BadDescriptor, Busy, Check, check, Closed, ConnectionLost, CoreMissing, Data, DiskFull, DiskState, Encrypted, Error,
+    Event, ForeignWAL, Forked, Gap, InternalError, InvalidArgument, InvalidHandle, IOFailed, LimitReached, Locked, Log, LSN,
+    Mirror, MirrorState, NoDirectory, NoSlot, NotConnected, NotSocket, PermissionDenied, Problem, ProblemKind, ProblemState,
+    Progress, ProtocolViolation, read, Reconnection, Segment, SegmentOpened, ServerError, SizeMismatch, Slot, SlotBusy,
+    SlotExists, StartPoint, State, Stopped, System, TimelineSwitch, Unsupported, WALRemoved, WrongTimeline,
 )
 
 if TYPE_CHECKING:
@@ -49,12 +49,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LSN", "State", "ProblemKind", "ProblemState", "System", "Slot", "StartPoint", "Check", "Segment", "SegmentOpened",
-    "TimelineSwitch", "Progress", "Problem", "DiskState", "Log", "Reconnection", "Event", "Error", "InvalidArgument",
-    "SizeMismatch", "InvalidHandle", "Closed", "Busy", "Forked", "CoreMissing", "LimitReached", "BadDescriptor",
-    "NotSocket", "NotConnected", "Encrypted", "ConnectionLost", "ProtocolViolation", "ServerError", "WALRemoved", "NoSlot",
-    "SlotBusy", "SlotExists", "Unsupported", "NoDirectory", "PermissionDenied", "Locked", "DiskFull", "IOFailed", "Gap",
-    "ForeignWAL", "WrongTimeline", "Stopped", "InternalError", "Options", "Receiver", "Stream", "attach", "load",
-    "find_start", "check_directory", "segment_name", "parse_segment_name", "version",
+    "TimelineSwitch", "Progress", "Problem", "DiskState", "Mirror", "MirrorState", "Data", "Log", "Reconnection", "Event",
+    "Error", "InvalidArgument", "SizeMismatch", "InvalidHandle", "Closed", "Busy", "Forked", "CoreMissing", "LimitReached",
+    "BadDescriptor", "NotSocket", "NotConnected", "Encrypted", "ConnectionLost", "ProtocolViolation", "ServerError",
+    "WALRemoved", "NoSlot", "SlotBusy", "SlotExists", "Unsupported", "NoDirectory", "PermissionDenied", "Locked",
+    "DiskFull", "IOFailed", "Gap", "ForeignWAL", "WrongTimeline", "Stopped", "InternalError", "Options", "Receiver",
+    "Stream", "attach", "load", "find_start", "check_directory", "segment_name", "parse_segment_name", "version",
 ]
 
 for _public in __all__:
@@ -93,6 +93,14 @@ class Options:
     repair: Literal["fetch", "stop", "off"] = "fetch"  # missing segments
     disk_full: Literal["fail", "wait"] = "fail"  # on_disk_full in receivewal.h
     check_pages: bool = False
+    compression: Literal["none", "gzip", "lz4", "zstd"] = "none"  # of new segments
+    compression_level: int = 0
+    compression_workers: int = 0
+    suffixes: Sequence[str] = ()  # of complete segments, such as ".enc", besides those that receivewal.h names
+    mirrors: Sequence[AnyPath] = ()  # directories that are written in step
+    mirror_required: bool = False
+    confirm: bool = False  # the server is told no position beyond what confirm() says
+    slot_wait: int = 0  # milliseconds
     progress: bool = False  # show it: by tqdm where that is installed, else as a line on stderr
     on_segment: Optional[Callable[[Segment], object]] = None
     on_segment_opened: Optional[Callable[[SegmentOpened], object]] = None
@@ -100,6 +108,9 @@ class Options:
     on_progress: Optional[Callable[[Progress], object]] = None
     on_problem: Optional[Callable[[Problem], object]] = None
     on_disk_full: Optional[Callable[[DiskState], object]] = None
+    on_mirror: Optional[Callable[[Mirror], object]] = None
+    # Each byte once, in order. Receiving waits for it, and so does what the server is told to be flushed.
+    on_data: Optional[Callable[[Data], object]] = None
     on_log: Optional[Callable[[Log], object]] = None  # None: the logger "receivewal" gets them
     # Called when the connection is lost, to return a new one; None: ask again later. An OSError, or a driver's OperationalError,
     # that it raises counts as None. The old connection is the caller's to close.
@@ -108,7 +119,8 @@ class Options:
 
 # How an option becomes the field of receivewal_options: under the same name unless it is named here.
 _FIELDS = {"disk_full": "on_disk_full"}
-_WORDS = {"repair": ("fetch", "stop", "off"), "disk_full": ("fail", "wait")}
+_WORDS = {"repair": ("fetch", "stop", "off"), "disk_full": ("fail", "wait"), "compression": ("none", "gzip", "lz4", "zstd")}
+_LISTS = {"suffixes": "suffix_count", "mirrors": "mirror_count"}
 
 _CALLBACKS: Dict[type, str] = {
     Segment: "on_segment",
@@ -117,7 +129,10 @@ _CALLBACKS: Dict[type, str] = {
     Progress: "on_progress",
     Problem: "on_problem",
     DiskState: "on_disk_full",
+    Mirror: "on_mirror",
+    Data: "on_data",
     Log: "on_log",
+    Reconnection: "reconnect",
 }
 
 
@@ -134,6 +149,16 @@ def _encoded(name: str, text: bytes) -> bytes:
     return text
 
 
+def _assign_list(struct: Any, field: str, values: Sequence[AnyPath]) -> None:
+    """Sets an array of texts, and its length."""
+    if isinstance(values, (str, bytes)):
+        raise TypeError(f"{field} is a list")
+    texts = [_encoded(field, os.fsencode(value)) for value in values]
+    if texts:
+        setattr(struct, field, (ctypes.c_char_p * len(texts))(*texts))
+        setattr(struct, _LISTS[field], len(texts))
+
+
 def _write_options(options: Options) -> h.receivewal_options:
     struct = h.receivewal_options()
     for option in dataclasses.fields(Options):
@@ -141,6 +166,9 @@ def _write_options(options: Options) -> h.receivewal_options:
         field = _FIELDS.get(name, name)
         value = getattr(options, name)
         if name in ("on_disk_full", "reconnect") or not hasattr(struct, field):
+            continue
+        if name in _LISTS:
+            _assign_list(struct, name, value)
             continue
         if name == "directory":
             value = _encoded(name, os.fsencode(value))
@@ -201,6 +229,7 @@ class _Run:
     def __init__(self, options: Optional[Options] = None) -> None:
         self.options = options
         self.error: Optional[BaseException] = None  # what a callback raised
+        self.lent: Optional[Loan] = None  # what a reconnect callback gave last
         self.dropped = False  # its events interest nobody any more
         self.bar = _Bar(options) if options is not None and options.progress else None
 
@@ -272,20 +301,26 @@ class Receiver:
     @property
     def progress(self) -> Progress:
         """Where the receive is, or where the last one was."""
-        self._need()
-        return self._lease.progress()
+        lease = self._lease
+        return lease.progress() if lease.last is None else lease.last
 
     @property
     def usable(self) -> bool:
-        """Whether the connection is idle, so that it can go on being used after detach."""
-        lease = self._lease
-        return not lease.released and lease.library.receivewal_connection_usable(lease.handle) == 1
+        """Whether the connection is idle, so that it can be used after detach; or was then."""
+        return self._lease.usable()
 
     def stop(self) -> None:
         """Asks the call in progress to end, a receive cleanly; if there is none, the next one. Returns at once. From any thread,
-        signal handler or callback."""
+        signal handler or callback; also after detach, where there is nothing to stop."""
+        if not self._lease.released:
+            self._need()
+            self._lease.stop()
+
+    def confirm(self, lsn: Union[LSN, int, str]) -> None:
+        """With the option confirm: all WAL before lsn is safe elsewhere, and the server may be told so. From any thread or
+        callback."""
         self._need()
-        self._lease.stop()
+        check(self._lease.library.receivewal_confirm(self._lease.handle, LSN(lsn)))
 
     def detach(self) -> None:
         """Gives the connection back, after stopping what is in progress. Then it can be used again, if usable said so."""
@@ -336,8 +371,9 @@ class Receiver:
     # -------------------------------------------------------------------------------------------------- receive
 
     def _receive(self, options: Options) -> Progress:
-        """Receives WAL into a directory until end_lsn, stop(), a callback that says so, or an error, which is raised. Takes the fields
-        of Options. Ctrl-C, as any exception of a signal handler, is raised once the receive has ended cleanly; a second one at once."""
+        """Receives WAL into a directory until end_lsn, stop(), a callback that says so, or an error, which is raised. Takes the
+        fields of Options. Ctrl-C, as any exception of a signal handler, is raised once the receive has ended cleanly; a second one at
+        once."""
         run = _Run(options)
         try:
             self._begin(run)
@@ -347,6 +383,7 @@ class Receiver:
         except BaseException:
             if self._run is run:
                 self._lease.interrupt()
+                self._lease.refuse()
                 with contextlib.suppress(Error):
                     self.wait()
             raise
@@ -359,11 +396,11 @@ class Receiver:
         assert run.options is not None
         lease = self._lease
         struct = _write_options(run.options)
-        set_events(lease, struct, run.options.reconnect is not None)
+        set_events(lease, struct, run.options.reconnect is not None, run.options.on_data is not None)
         self._launch(run, lambda: int(lease.library.receivewal_receive(lease.handle, ctypes.byref(struct))), receiving=True)
 
     def _stream(self, options: Options) -> Stream:
-        """Receives, as receive does, and gives what happens one by one: for, or async for, over it. It begins with the first one."""
+        """Receives, as receive does, and gives what happens one by one: for, or async for, over it. The first one begins it."""
         return Stream(self, options)
 
     receive = _takes_options(_receive)(Options)
@@ -371,7 +408,7 @@ class Receiver:
     stream = _takes_options(_stream)(Options)
 
     def wait(self, timeout: Optional[float] = None) -> Optional[Progress]:
-        """Runs callbacks until the receive ends, and returns or raises as receive does; None: it runs still after timeout seconds."""
+        """Runs callbacks until the receive ends, and returns or raises as receive does; None: after timeout seconds it has not."""
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
             event = self._take(deadline)
@@ -423,10 +460,8 @@ class Receiver:
         if not isinstance(event, Ended):
             return event
         self._run = None
-        while not self._lease.answers.empty():  # a connection that came too late
-            late = self._lease.answers.get()
-            if late is not None:
-                late.give_back()
+        if run.lent is not None and run.lent is not self._lease.loan:
+            run.lent.give_back()  # it came too late
         if run.bar is not None:
             if event.progress is not None:
                 run.bar.show(event.progress)
@@ -446,17 +481,15 @@ class Receiver:
         assert run is not None and run.options is not None
         if run.dropped or run.error is not None:
             return None
-        if isinstance(event, Progress) and run.bar is not None:
-            run.bar.show(event)
+        told = event.event if isinstance(event, Asked) else event
+        if isinstance(told, Progress) and run.bar is not None:
+            run.bar.show(told)
         try:
-            if isinstance(event, Asked):
-                assert run.options.reconnect is not None
-                return run.options.reconnect(event.why)
-            callback = getattr(run.options, _CALLBACKS[type(event)])
+            callback = getattr(run.options, _CALLBACKS[type(told)])
             if callback is not None:
-                return callback(event)
-            if isinstance(event, Log):
-                logging.getLogger(__name__).log(event.level, "%s", event.text)
+                return callback(told)
+            if isinstance(told, Log):
+                logging.getLogger(__name__).log(told.level, "%s", told.text)
         except BaseException as e:
             self._failed(event, e)
         return None
@@ -465,25 +498,29 @@ class Receiver:
         """A callback has raised: so the receive stops."""
         run = self._run
         assert run is not None
-        if isinstance(event, Asked) and _not_yet(e):
+        if isinstance(event, Asked) and isinstance(event.event, Reconnection) and _not_yet(e):
             logging.getLogger(__name__).warning("cannot connect: %s", e)
             return
         run.error = e
         self._lease.interrupt()
 
     def _settle(self, event: Any, answer: Any) -> None:
-        """Passes a callback's answer on."""
+        """Passes a callback's answer on to where it is waited for."""
+        run = self._run
+        assert run is not None
         if not isinstance(event, Asked):
             if answer is True:
                 self._lease.interrupt()
-            return
-        loan = None
-        try:
-            loan = None if answer is None else lend(answer)
-        except Exception as e:
-            self._failed(event, e)
-        finally:
-            self._lease.answers.put(loan)
+        elif isinstance(event.event, Data):
+            event.answer.put(answer is not True and run.error is None and not run.dropped)
+        else:
+            loan = None
+            try:
+                loan = run.lent = None if answer is None else lend(answer)
+            except Exception as e:
+                self._failed(event, e)
+            finally:
+                event.answer.put(loan)
 
     def _drop(self) -> None:
         """Ends the call in progress, if there is one, and forgets what it has to say."""
@@ -491,16 +528,21 @@ class Receiver:
             return
         self._run.dropped = True
         self._lease.interrupt()
+        self._lease.refuse()
         with contextlib.suppress(Error):
-            while not isinstance(self._take(None), Ended):
-                pass
+            while True:
+                event = self._take(None)
+                if isinstance(event, Ended):
+                    return
+                self._settle(event, None)
 
 
 class Stream:
-    """An iterator over what happens while WAL is received: Segment, SegmentOpened, TimelineSwitch, Progress, Problem, DiskState.
+    """An iterator over what happens while WAL is received: Segment, SegmentOpened, TimelineSwitch, Progress, Problem, DiskState,
+    Mirror.
 
-    It ends at end_lsn or stop(), and raises errors. Callbacks run besides; in async for they may be coroutines. The receive lasts as
-    long as the Stream: leaving the loop ends both, and so do close() and the end of a with statement."""
+    It ends at end_lsn or stop(), and raises errors. Callbacks run besides; in async for they may be coroutines. The receive lasts
+    as long as the Stream: leaving the loop ends both, and so do close() and the end of a with statement."""
 
     def __init__(self, receiver: Receiver, options: Options) -> None:
         self._receiver = receiver
@@ -607,13 +649,16 @@ class Stream:
             return
         run.dropped = True
         self._receiver._lease.interrupt()
+        self._receiver._lease.refuse()
         with contextlib.suppress(Error):
             while True:
                 event = self._receiver._take(0)
+                if isinstance(event, Ended):
+                    return
                 if event is None:
                     await self._readable()
-                elif isinstance(event, Ended):
-                    return
+                else:
+                    self._receiver._settle(event, None)
 
 
 def attach(
@@ -658,6 +703,7 @@ def check_directory(
     *,
     segment_size: int = 0,
     decode: bool = False,
+    suffixes: Sequence[str] = (),
     on_problem: Optional[Callable[[Problem], object]] = None,
 ) -> Check:
     """Checks a directory of WAL: holes, sizes, first pages, history files. decode: each compressed segment to its end. Nothing is
@@ -676,6 +722,7 @@ def check_directory(
     options = h.receivewal_check_options()
     _assign(options, "segment_size", segment_size)
     options.decode = decode
+    _assign_list(options, "suffixes", suffixes)
     options.problem = h.event_problem(problem)
 
     def work() -> None:

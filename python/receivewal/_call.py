@@ -17,8 +17,8 @@ from typing import Any, Callable, Deque, Optional
 
 from . import _header as h
 from ._lend import Loan, fill
-from ._values import DiskState, Error, Log, Problem, Progress, Reconnection, Segment, SegmentOpened, Stopped, TimelineSwitch
-from ._values import check, error_of, read
+from ._values import LSN, Data, DiskState, Error, Log, Mirror, Problem, Progress, Reconnection, Segment, SegmentOpened, Stopped
+from ._values import TimelineSwitch, check, error_of, read
 
 
 class Ended:
@@ -108,7 +108,7 @@ class Lease:
         self.library = h.load()
         self.loan = loan
         self.queue = Queue()
-        self.answers: queue.SimpleQueue[Optional[Loan]] = queue.SimpleQueue()
+        self.asking: Optional[Asked] = None
         self.lock = threading.RLock()  # a finalizer may come in between
         self.thread: Optional[threading.Thread] = None
         self.calling = False
@@ -117,6 +117,8 @@ class Lease:
         self.late = False  # the call before was interrupted, perhaps when it had ended already
         self.abandoned = False
         self.released = False
+        self.last: Optional[Progress] = None  # when it was released
+        self.left_usable = False
         handle = ctypes.c_void_p()
         status = self.library.receivewal_attach(ctypes.byref(connection), ctypes.byref(handle))
         if status != h.OK:
@@ -155,7 +157,6 @@ class Lease:
 
         with self.lock:
             self.queue.restart()
-            self.answers = queue.SimpleQueue()
             thread = background(work)
             try:
                 self.calling = True
@@ -172,23 +173,37 @@ class Lease:
         check(self.library.receivewal_get_progress(self.handle, ctypes.byref(struct)))
         return read(Progress, struct)
 
+    def usable(self) -> bool:
+        return self.left_usable if self.released else bool(self.library.receivewal_connection_usable(self.handle))
+
     def stop(self) -> None:
         self.asked = True
         check(self.library.receivewal_stop(self.handle))
-        self.answers.put(None)  # should it be waiting for a connection
+        asked = self.asking
+        if asked is not None and isinstance(asked.event, Reconnection):
+            asked.answer.put(None)  # no connection is needed any more
 
     def interrupt(self) -> None:
         """Stops the call in progress, and only that one."""
+        if os.getpid() != self.pid:
+            return  # and nobody may have the lock
         with self.lock:
-            if self.calling and os.getpid() == self.pid:
+            if self.calling:
                 self.interrupted = True
                 self.stop()
+
+    def refuse(self) -> None:
+        """Answers what the library waits for, should its caller have been interrupted on the way to do so."""
+        asked = self.asking
+        if asked is not None:
+            asked.answer.put(None)
 
     def release(self) -> None:
         """Gives the connection back. No call is in progress."""
         with self.lock:
             if self.released:
                 return
+            self.left_usable, self.last = self.usable(), self.progress()
             self.released = True
         self.library.receivewal_detach(self.handle)
         self.queue.close()
@@ -204,6 +219,7 @@ class Lease:
                 self.release()
             elif not self.released:
                 self.stop()
+                self.refuse()
 
 
 leases: weakref.WeakSet[Lease] = weakref.WeakSet()
@@ -226,13 +242,14 @@ atexit.register(_at_exit)
 
 
 class Asked:
-    """The library wants a connection, and its thread waits for the answer."""
+    """An event for whose answer the library waits: for a Reconnection it is a Loan, or None; for Data, whether it was taken."""
 
-    def __init__(self, why: Reconnection) -> None:
-        self.why = why
+    def __init__(self, event: object) -> None:
+        self.event = event
+        self.answer: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
 
-def set_events(lease: Lease, struct: h.receivewal_options, reconnects: bool) -> None:
+def set_events(lease: Lease, struct: h.receivewal_options, reconnects: bool, ships: bool) -> None:
     """Has each event put into the queue. The callbacks live as long as struct."""
 
     def post(kind: Callable[..., object]) -> Callable[..., int]:
@@ -245,11 +262,25 @@ def set_events(lease: Lease, struct: h.receivewal_options, reconnects: bool) -> 
     def log(_ctx: Optional[int], level: int, text: bytes) -> None:
         lease.queue.put(Log(level, text.decode(errors="replace")))
 
+    def ask(event: object) -> Any:
+        asked = lease.asking = Asked(event)
+        try:
+            if lease.abandoned:
+                return None
+            lease.queue.put(asked)
+            return asked.answer.get()
+        finally:
+            lease.asking = None
+
+    def data(_ctx: Optional[int], event: Any) -> int:
+        d = event.contents
+        taken = ask(Data(d.timeline, LSN(d.lsn), LSN(d.server_lsn), ctypes.string_at(d.data, d.length)))
+        return 0 if taken else 1
+
     def reconnect(_ctx: Optional[int], why: Any, connection: Any) -> int:
         # From here on the old connection is the caller's.
         lease.loan.give_back()
-        lease.queue.put(Asked(read(Reconnection, why.contents)))
-        loan = lease.answers.get()
+        loan = ask(read(Reconnection, why.contents))
         if loan is not None:
             lease.loan = loan  # it must live until the next one
             fill(connection.contents, loan)
@@ -263,5 +294,8 @@ def set_events(lease: Lease, struct: h.receivewal_options, reconnects: bool) -> 
     events.progress = h.event_progress(post(Progress))
     events.problem = h.event_problem(post(Problem))
     events.disk_full = h.event_disk_full(post(DiskState))
+    events.mirror = h.event_mirror(post(Mirror))
+    if ships:
+        events.data = h.event_data(data)
     if reconnects:
         events.reconnect = h.event_reconnect(reconnect)

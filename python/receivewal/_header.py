@@ -86,6 +86,17 @@ class receivewal_progress(_Sized):
         ("server_time", c_int64),
         ("received_time", c_int64),
         ("segment", c_char * NAME_MAX),
+        ("reported_lsn", c_lsn),
+        ("confirmed_lsn", c_lsn),
+        ("stored_bytes", c_uint64),
+        ("lag", c_uint64),
+        ("lag_time", c_int64),
+        ("rate", c_uint64),
+        ("catch_up_time", c_int64),
+        ("flush_time", c_int64),
+        ("flush_time_max", c_int64),
+        ("mirrors", c_uint32),
+        ("mirrors_failed", c_uint32),
     ]
 
 
@@ -120,6 +131,7 @@ class receivewal_problem(_Sized):
         ("end_lsn", c_lsn),
         ("file", c_char_p),
         ("text", c_char_p),
+        ("directory", c_char_p),
     ]
 
 
@@ -129,6 +141,27 @@ class receivewal_disk_full(_Sized):
         ("full", c_int),
         ("waited", c_int64),
         ("errmsg", c_char_p),
+    ]
+
+
+class receivewal_mirror(_Sized):
+    _fields_ = [
+        ("size", c_size_t),
+        ("state", c_enum),
+        ("status", c_status),
+        ("directory", c_char_p),
+        ("errmsg", c_char_p),
+    ]
+
+
+class receivewal_data(_Sized):
+    _fields_ = [
+        ("size", c_size_t),
+        ("timeline", c_uint32),
+        ("lsn", c_lsn),
+        ("server_lsn", c_lsn),
+        ("data", c_void_p),
+        ("length", c_size_t),
     ]
 
 
@@ -149,6 +182,8 @@ event_progress = CFUNCTYPE(c_int, c_void_p, POINTER(receivewal_progress))
 event_reconnect = CFUNCTYPE(c_int, c_void_p, POINTER(receivewal_reconnection), POINTER(receivewal_connection))
 event_problem = CFUNCTYPE(c_int, c_void_p, POINTER(receivewal_problem))
 event_disk_full = CFUNCTYPE(c_int, c_void_p, POINTER(receivewal_disk_full))
+event_mirror = CFUNCTYPE(c_int, c_void_p, POINTER(receivewal_mirror))
+event_data = CFUNCTYPE(c_int, c_void_p, POINTER(receivewal_data))
 
 
 class receivewal_events(ctypes.Structure):
@@ -162,7 +197,9 @@ class receivewal_events(ctypes.Structure):
         ("reconnect", event_reconnect),
         ("problem", event_problem),
         ("disk_full", event_disk_full),
-        ("reserved", c_void_p * 8),
+        ("mirror", event_mirror),
+        ("data", event_data),
+        ("reserved", c_void_p * 6),
     ]
 
 
@@ -188,6 +225,16 @@ class receivewal_options(_Sized):
         ("on_disk_full", c_enum),
         ("check_pages", c_int),
         ("events", receivewal_events),
+        ("compression", c_enum),
+        ("compression_level", c_int),
+        ("compression_workers", c_int),
+        ("suffixes", POINTER(c_char_p)),
+        ("suffix_count", c_size_t),
+        ("mirrors", POINTER(c_char_p)),
+        ("mirror_count", c_size_t),
+        ("mirror_required", c_int),
+        ("confirm", c_int),
+        ("slot_wait", c_int),
     ]
 
 
@@ -230,6 +277,8 @@ class receivewal_check_options(_Sized):
         ("decode", c_int),
         ("ctx", c_void_p),
         ("problem", event_problem),
+        ("suffixes", POINTER(c_char_p)),
+        ("suffix_count", c_size_t),
     ]
 
 
@@ -253,6 +302,7 @@ FUNCTIONS = {
     "receivewal_attach": (c_status, [POINTER(receivewal_connection), POINTER(c_void_p)]),
     "receivewal_detach": (c_status, [c_void_p]),
     "receivewal_connection_usable": (c_int, [c_void_p]),
+    "receivewal_state_name": (c_char_p, [c_enum]),
     "receivewal_get_progress": (c_status, [c_void_p, POINTER(receivewal_progress)]),
     "receivewal_receive": (c_status, [c_void_p, POINTER(receivewal_options)]),
     "receivewal_start": (c_status, [c_void_p, POINTER(receivewal_options)]),
@@ -260,6 +310,7 @@ FUNCTIONS = {
     "receivewal_event_fd": (c_int, [c_void_p]),
     "receivewal_dispatch": (c_status, [c_void_p]),
     "receivewal_stop": (c_status, [c_void_p]),
+    "receivewal_confirm": (c_status, [c_void_p, c_lsn]),
     "receivewal_identify": (c_status, [c_void_p, POINTER(receivewal_system)]),
     "receivewal_create_slot": (c_status, [c_void_p, c_char_p, c_uint32, POINTER(receivewal_slot)]),
     "receivewal_drop_slot": (c_status, [c_void_p, c_char_p, c_uint32]),

@@ -62,6 +62,13 @@ class State(enum.IntEnum):
     DISK_FULL = 5
 
 
+class MirrorState(enum.IntEnum):
+    """What became of a mirror."""
+
+    FAILED = 1
+    RESTORED = 2
+
+
 class ProblemKind(enum.IntEnum):
     """What is wrong with a directory."""
 
@@ -175,11 +182,17 @@ class Progress:
     server_time: Optional[datetime.datetime]
     received_time: Optional[datetime.datetime]
     segment: str
-
-    @property
-    def lag(self) -> int:
-        """How many bytes the server is ahead of what is durable here."""
-        return max(0, int(self.server_lsn) - int(self.flushed_lsn)) if self.flushed_lsn else 0
+    reported_lsn: LSN
+    confirmed_lsn: LSN
+    stored_bytes: int
+    lag: int  # bytes
+    lag_time: int  # milliseconds
+    rate: int  # bytes per second
+    catch_up_time: int  # milliseconds; -1: not as things go
+    flush_time: int  # microseconds
+    flush_time_max: int  # microseconds
+    mirrors: int
+    mirrors_failed: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,6 +206,7 @@ class Problem:
     end_lsn: LSN
     file: str
     text: str
+    directory: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,6 +216,26 @@ class DiskState:
     full: bool
     waited: int
     errmsg: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Mirror:
+    """A mirror failed, or is back. status is the code of why."""
+
+    state: MirrorState
+    status: int
+    directory: str
+    errmsg: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """WAL that was received and written, for a host that ships it elsewhere."""
+
+    timeline: int
+    lsn: LSN  # of the first byte
+    server_lsn: LSN
+    data: bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,7 +256,7 @@ class Reconnection:
     sqlstate: str
 
 
-Event = Union[Segment, SegmentOpened, TimelineSwitch, Progress, Problem, DiskState]
+Event = Union[Segment, SegmentOpened, TimelineSwitch, Progress, Problem, DiskState, Mirror]
 
 
 def _time(microseconds: int) -> Optional[datetime.datetime]:
@@ -247,6 +281,7 @@ _FROM_C: Dict[str, Callable[[Any], Any]] = {
     "str": lambda b: (b or b"").decode(errors="replace"),
     "LSN": LSN,
     "State": _member(State),
+    "MirrorState": _member(MirrorState),
     "ProblemKind": _member(ProblemKind),
     "ProblemState": _member(ProblemState),
     "Optional[datetime.datetime]": _time,

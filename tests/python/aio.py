@@ -2,10 +2,9 @@
 
 import asyncio
 import os
-import socket
 
 import psycopg
-from checks import DSN, equal, folder, generate, physical, raises, run, sql, still_works
+from checks import DSN, equal, folder, generate, physical, run, sql, still_works
 
 import receivewal
 from receivewal import Segment

@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 import pickle
-import sys
 import threading
 import traceback
 
@@ -63,7 +62,7 @@ def test_fork_in_mid_stream():
         until(lambda: rw.wait(0.01) is None and rw.progress.state == receivewal.State.STREAMING)
 
         def use():
-            for call in (rw.identify, rw.wait, rw.stop, rw.fileno, lambda: rw.progress, lambda: rw.start("/tmp"), lambda: physical_child()):
+            for call in (rw.identify, rw.wait, rw.stop, rw.fileno, lambda: rw.progress, lambda: rw.start("/tmp"), physical_child):
                 equal(raises(receivewal.Forked, call).code, 20)
             equal(rw.usable, False)
             rw.detach()

@@ -166,4 +166,15 @@ def test_sigpipe_with_its_default_action():
         signal.signal(signal.SIGPIPE, before)
 
 
+def test_signals_are_for_the_programs_threads():
+    from receivewal._call import background
+
+    blocked = []
+    thread = background(lambda: blocked.append(signal.pthread_sigmask(signal.SIG_BLOCK, [])))
+    thread.start()
+    thread.join()
+    equal({signal.SIGINT, signal.SIGTERM, signal.SIGCHLD, signal.SIGPIPE} - blocked[0], set())
+    equal({signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE} & blocked[0], set())  # Go needs them
+
+
 run(globals())

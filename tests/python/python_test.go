@@ -115,6 +115,7 @@ func compare(t *testing.T, c *pg.Cluster, folders []string) {
 func TestValues(t *testing.T) { script(t, "values.py") }
 
 func TestReceive(t *testing.T) {
+	t.Parallel()
 	c := cluster(t, pg.Options{})
 	compare(t, c, script(t, "receive.py", c.ConnString()))
 }
@@ -127,6 +128,7 @@ func encrypted(c *pg.Cluster) string {
 func TestTLS(t *testing.T) {
 	for _, version := range []string{"TLSv1.2", "TLSv1.3"} {
 		t.Run(version, func(t *testing.T) {
+			t.Parallel()
 			c := cluster(t, pg.Options{TLS: true, Conf: []string{
 				"ssl_min_protocol_version = '" + version + "'", "ssl_max_protocol_version = '" + version + "'"}})
 			compare(t, c, script(t, "tls.py", encrypted(c)))
@@ -136,6 +138,7 @@ func TestTLS(t *testing.T) {
 
 // TestMoments: what may come at any moment, over both kinds of connection.
 func TestMoments(t *testing.T) {
+	t.Parallel()
 	c := cluster(t, pg.Options{TLS: true})
 	for _, name := range []string{"interrupt", "shutdown", "fork", "aio"} {
 		t.Run(name, func(t *testing.T) {
@@ -176,6 +179,7 @@ func wheel(t *testing.T, folder, epoch string) string {
 
 // TestWheel: a wheel is the same each time, holds what it should, and runs in a clean environment without anything else.
 func TestWheel(t *testing.T) {
+	t.Parallel()
 	one, two, other := wheel(t, t.TempDir(), ""), wheel(t, t.TempDir(), ""), wheel(t, t.TempDir(), "1700000000")
 	if read(t, one) != read(t, two) || read(t, one) == read(t, other) || read(t, other) != read(t, wheel(t, t.TempDir(), "1700000000")) {
 		t.Error("it is not the same for the same SOURCE_DATE_EPOCH, or the same for another")
@@ -208,6 +212,7 @@ func TestWheel(t *testing.T) {
 
 // TestTypes: mypy finds nothing, also not in the examples, and tells a program that uses the package wrongly.
 func TestTypes(t *testing.T) {
+	t.Parallel()
 	env := append(os.Environ(), "MYPYPATH=python")
 	run(t, env, "mypy", "--strict", "--cache-dir="+t.TempDir(), "--python-version=3.9", "python/receivewal")
 	use := filepath.Join(t.TempDir(), "use.py")
@@ -249,6 +254,7 @@ func TestReadme(t *testing.T) {
 }
 
 func TestExamples(t *testing.T) {
+	t.Parallel()
 	c := cluster(t, pg.Options{})
 	env := append([]string{"/usr/bin/env"}, environment(t)[len(os.Environ()):]...)
 	example := func(name string, args ...string) *pg.Program {

@@ -171,6 +171,8 @@ def test_start_wait_stop():
     rw.detach()
     rw.detach()
     raises(receivewal.Closed, rw.identify)
+    rw.stop()
+    equal((rw.usable, rw.progress), (True, p))
     still_works(conn)
 
 
@@ -251,8 +253,8 @@ def test_errors_by_kind():
         equal((e.code, e.sqlstate, e.lsn), (50, "", LSN(0)))
         e = raises(receivewal.InvalidArgument, rw.receive, folder(), synchronous=True, no_sync=True)
         equal(isinstance(e, ValueError), True)
-        for wrong in ({"repair": "no"}, {"disk_full": "panic"}, {"status_interval": 1 << 40}, {"slot": "a\0b"}, {"start_timeline": -1},
-                      {"start_timeline": 2}):
+        for wrong in ({"repair": "no"}, {"disk_full": "panic"}, {"status_interval": 1 << 40}, {"slot": "a\0b"},
+                      {"start_timeline": -1}, {"start_timeline": 2}):
             raises(receivewal.InvalidArgument, rw.receive, folder(), **wrong)
         raises(ValueError, rw.receive, folder(), start_lsn="nonsense")
         raises(TypeError, rw.receive, folder(), nonsense=1)
@@ -483,7 +485,8 @@ def test_a_stream_taken_over():
     client._exactly(length - 4)
     ahead = client._exactly(100)
     seen = []
-    with receivewal.attach(client, read_ahead=ahead, stream=(1, start), system_identifier=int(system), segment_size=SEGMENT) as rw:
+    known = {"system_identifier": int(system), "segment_size": SEGMENT}
+    with receivewal.attach(client, read_ahead=ahead, stream=(1, start), **known) as rw:
         rw.receive(folder(), end_lsn=end, on_segment=seen.append)
     equal(seen[0].lsn, start)
     equal(client.ask("IDENTIFY_SYSTEM"), b"TDCZ")

@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 
-from checks import equal, folder, generate, run, sql, until
+from checks import SEGMENT, equal, generate, run, sql, until
 
 import receivewal
 
@@ -34,11 +34,30 @@ def program(name, code, status=0, stderr=""):
     until(lambda: sql("select count(*) from pg_stat_replication where application_name = 'shutdown'") == 0)
 
 
+def test_what_was_received_is_flushed():
+    """And the server is told so: the slot moves into the middle of a segment, where only a clean end brings it."""
+    sql("select pg_create_physical_replication_slot('shutdown', true)")
+    code = START + "rw.start(folder(), slot='shutdown')\nstreaming()\nend = receivewal.LSN(input())\n" \
+                   "until(lambda: rw.progress.written_lsn >= end)\n"
+    process = subprocess.Popen([sys.executable, "-c", code, *sys.argv[1:]], cwd=os.path.dirname(os.path.abspath(__file__)),
+                               stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    equal(process.stdout.readline(), "streaming\n")
+    generate(1)
+    end = receivewal.LSN(sql("select pg_current_wal_flush_lsn()"))
+    equal(end % SEGMENT > 0, True)
+    equal((process.communicate(f"{end}\n", timeout=60)[1], process.returncode), ("", 0))
+    restart = receivewal.LSN(sql("select restart_lsn from pg_replication_slots where slot_name = 'shutdown'"))
+    until(lambda: sql("select count(*) from pg_replication_slots where active") == 0)
+    sql("select pg_drop_replication_slot('shutdown')")
+    equal(restart >= end, True)
+
+
 ENDS = {
     "started": ("rw.start(folder())\nstreaming()\n", 0, ""),
     "exit": ("rw.start(folder())\nstreaming()\nsys.exit(7)\n", 7, ""),
     "exception": ("rw.start(folder())\nstreaming()\nraise KeyError('mine')\n", 1, "KeyError: 'mine'"),
-    "exit_in_a_callback": ("threading.Thread(target=streaming).start()\nrw.receive(folder(), on_segment=lambda s: sys.exit(5))\n", 5, ""),
+    "exit_in_a_callback": (
+        "threading.Thread(target=streaming).start()\nrw.receive(folder(), on_segment=lambda s: sys.exit(5))\n", 5, ""),
     "iteration": ("events = rw.stream(folder())\nnext(events)\nstreaming()\n", 0, ""),
     "daemon_thread": (
         "threading.Thread(target=rw.receive, args=(folder(),), daemon=True).start()\nstreaming()\n", 0, ""),
@@ -54,7 +73,9 @@ ENDS = {
         "sql(\"select count(pg_terminate_backend(pid)) from pg_stat_replication where application_name = 'shutdown'\")\n"
         "until(lambda: rw.progress.state == receivewal.State.RECONNECTING)\n", 0, ""),
     "registered_before": (
-        "import atexit\natexit.register(lambda: rw.detach() or conn.cursor().execute('IDENTIFY_SYSTEM'))\nrw.start(folder())\nstreaming()\n", 0, ""),
+        "import atexit\n"
+        "atexit.register(lambda: rw.detach() or conn.cursor().execute('IDENTIFY_SYSTEM'))\n"
+        "rw.start(folder())\nstreaming()\n", 0, ""),
     "event_loop": (
         "import asyncio\n"
         "async def main():\n"

@@ -28,8 +28,7 @@ def test_it_is_encrypted():
     for conn, _ in connections():
         with receivewal.attach(conn) as rw:
             rw.identify()
-    equal(sql("select count(*) from pg_stat_ssl where not ssl and pid <> pg_backend_pid() and pid in (select pid from pg_stat_replication)"), 0)
-    equal(psycopg2.connect(DSN).info.ssl_in_use, True)
+            equal(sql("select bool_and(ssl) and count(*) > 0 from pg_stat_ssl join pg_stat_replication using (pid)"), True)
 
 
 def test_receive():
@@ -94,6 +93,21 @@ def test_closed_while_it_is_lent():
         e = raises(receivewal.ConnectionLost, rw.wait, 60)
         equal("clos" in str(e), True)
         rw.detach()
+
+
+def test_a_session_that_is_gone_is_not_touched():
+    """Where the connection is closed by another thread just before a call."""
+    from receivewal._lend import lend
+
+    for connect in (physical, lambda: psycopg.connect(DSN + " replication=true")):
+        conn = connect()
+        loan = lend(conn)
+        conn.close()
+        buffer = ctypes.create_string_buffer(100)
+        for function in (loan.io.read, loan.io.write):
+            equal(function(None, ctypes.addressof(buffer), 10), -1)
+            loan.io.errmsg(None, ctypes.addressof(buffer), 100)
+            equal(buffer.value, b"the connection was closed while it was lent")
 
 
 def test_reconnect():

@@ -4,6 +4,7 @@ import ctypes
 import os
 import pickle
 import re
+import socket
 import struct
 import subprocess
 import sys
@@ -21,8 +22,8 @@ CODE = re.sub(r"/\*.*?\*/", "", HEADER, flags=re.S)
 
 def test_lsn():
     lsn = LSN("16/B374D848")
-    equal((lsn, str(lsn), repr(lsn), f"{lsn}", f"{lsn:>14}", f"{lsn:x}", "%d" % lsn), (0x16B374D848, "16/B374D848", "LSN('16/B374D848')",
-          "16/B374D848", "   16/B374D848", "16b374d848", str(0x16B374D848)))
+    equal((lsn, str(lsn), repr(lsn), f"{lsn}", f"{lsn:>14}", f"{lsn:x}", "%d" % lsn),
+          (0x16B374D848, "16/B374D848", "LSN('16/B374D848')", "16/B374D848", "   16/B374D848", "16b374d848", str(0x16B374D848)))
     equal((str(LSN(0x16B3748)), str(LSN()), str(LSN("ffffffff/ffffffff"))), ("0/16B3748", "0/0", "FFFFFFFF/FFFFFFFF"))
     equal((lsn - LSN("16/B374D840"), type(lsn - lsn)), (8, int))
     equal((lsn + 8, type(lsn + 8), type(8 + lsn), type(lsn - 8), str(lsn - 8)), (0x16B374D850, LSN, LSN, LSN, "16/B374D840"))
@@ -99,13 +100,12 @@ def enum(name):
 def test_every_number_of_the_header_is_there():
     errors = {v for k, v in enum("receivewal_status").items() if "_ERR_" in k}
     equal(set(_values._ERRORS), errors)
-    for name, ours in (("state", receivewal.State), ("problem_kind", receivewal.ProblemKind), ("problem_state", receivewal.ProblemState)):
-        members = {k.split("_", 2)[2] for k in enum("receivewal_" + name)}
+    for name, ours in (("state", receivewal.State), ("mirror_state", receivewal.MirrorState),
+                       ("problem_kind", receivewal.ProblemKind), ("problem_state", receivewal.ProblemState)):
         equal({m.name: m.value for m in ours}, {k.split("_", 2)[2]: v for k, v in enum("receivewal_" + name).items()})
-        equal(len(members), len(ours))
     equal(enum("receivewal_log_level"), {f"RECEIVEWAL_LOG_{n}": getattr(__import__("logging"), n) for n in
                                          ("DEBUG", "INFO", "WARNING", "ERROR")})
-    for kind, option in (("repair", "repair"), ("on_disk_full", "disk_full")):
+    for kind, option in (("repair", "repair"), ("on_disk_full", "disk_full"), ("compression", "compression")):
         equal(sorted(enum("receivewal_" + kind).values()), list(range(len(receivewal._WORDS[option]))))
     flags = {k: int(v) for k, v in re.findall(r"#define RECEIVEWAL_(SLOT_[A-Z_]+) (\d+)u", HEADER)}
     equal({k: getattr(_header, k) for k in flags}, flags)
@@ -117,7 +117,7 @@ def test_every_number_of_the_header_is_there():
 
 def test_every_option_of_the_header_is_there():
     ours = {receivewal._FIELDS.get(f, f) for f in receivewal.Options.__dataclass_fields__}
-    equal({f[0] for f in _header.receivewal_options._fields_} - {"size", "events"} - ours, set())
+    equal({f[0] for f in _header.receivewal_options._fields_} - {"size", "events", "suffix_count", "mirror_count"} - ours, set())
     defaults = receivewal._write_options(receivewal.Options("/"))
     init = re.search(r"sizeof\(receivewal_options\),(.*?)\{", HEADER, re.S)[1].replace("\\", "").split(",")
     values = [w.strip() for w in init if w.strip()]
@@ -126,12 +126,111 @@ def test_every_option_of_the_header_is_there():
             equal((name, getattr(defaults, name)), (name, int(value)))
 
 
+def test_options_arrive():
+    o = receivewal._write_options(receivewal.Options(
+        b"/wal", slot="s", start_lsn="1/2", end_lsn=LSN(7), repair="off", disk_full="wait", compression="zstd", compression_level=19,
+        suffixes=[".enc", ".7z"], mirrors=["/a", b"/b"], confirm=True, synchronous=True, file_mode=0o640, receive_timeout=-1))
+    equal((o.directory, o.slot, o.start_lsn, o.end_lsn, o.repair, o.on_disk_full, o.compression, o.compression_level),
+          (b"/wal", b"s", (1 << 32) + 2, 7, 2, 1, 3, 19))
+    equal((o.suffixes[:o.suffix_count], o.mirrors[:o.mirror_count], o.confirm, o.synchronous, o.file_mode, o.receive_timeout),
+          ([b".enc", b".7z"], [b"/a", b"/b"], 1, 1, 0o640, -1))
+    for wrong in ({"suffixes": ".enc"}, {"mirrors": "/a"}, {"mirrors": [1]}):
+        raises(TypeError, receivewal._write_options, receivewal.Options("/wal", **wrong))
+    raises(receivewal.InvalidArgument, receivewal._write_options, receivewal.Options("/wal", suffixes=["a\0b"]))
+    raises(receivewal.InvalidArgument, receivewal._write_options, receivewal.Options("/wal", compression="rar"))
+
+
+class Library:
+    """The library, but for a receive that gives data: three times, or until it is refused."""
+
+    def __init__(self, library):
+        self._library = library
+        self.answers = []
+
+    def __getattr__(self, name):
+        return getattr(self._library, name)
+
+    def receivewal_receive(self, handle, options):
+        data = _header.receivewal_data()
+        for i in range(3):
+            text = ctypes.create_string_buffer(b"\0%d" % i, 2)
+            data.timeline, data.lsn, data.server_lsn, data.data, data.length = 1, i, 9, ctypes.addressof(text), 2
+            self.answers.append(options._obj.events.data(None, ctypes.pointer(data)))
+            if self.answers[-1] != 0:
+                return 70
+        return 0
+
+
+def receive_data(on_data, stream=False):
+    ours, theirs = socket.socketpair()
+    with ours, theirs, receivewal.attach(ours) as rw:
+        library = rw._lease.library = Library(rw._lease.library)
+        try:
+            if stream:
+                equal(list(rw.stream("/", on_data=on_data)), [])
+            else:
+                rw.receive("/", on_data=on_data)
+        finally:
+            answers = list(library.answers)
+        return answers, rw.stopped
+
+
+def test_data_waits_for_its_callback():
+    seen = []
+    for stream in (False, True):
+        seen.clear()
+        equal(receive_data(seen.append, stream), ([0, 0, 0], False))
+        equal(seen, [receivewal.Data(1, LSN(i), LSN(9), b"\0%d" % i) for i in range(3)])
+    equal(receive_data(lambda d: d.lsn == 1), ([0, 1], True))
+
+
+def test_data_whose_callback_fails_is_refused():
+    def fails(data):
+        seen.append(data.lsn)
+        raise KeyError
+
+    seen = []
+    raises(KeyError, receive_data, fails)
+    equal(seen, [0])
+
+
+def test_an_interrupt_on_the_way_to_the_answer():
+    ours, theirs = socket.socketpair()
+    with ours, theirs, receivewal.attach(ours) as rw:
+        library = rw._lease.library = Library(rw._lease.library)
+        settle, interrupts = rw._settle, [KeyboardInterrupt]
+
+        def interrupted(*args):
+            while interrupts:
+                raise interrupts.pop()
+            settle(*args)
+
+        rw._settle = interrupted
+        raises(KeyboardInterrupt, rw.receive, "/", on_data=lambda d: None)
+        equal(library.answers, [1])
+
+
+def test_data_that_nobody_wants_any_more():
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        for end in (lambda rw: rw.detach(), lambda rw: None):
+            rw = receivewal.attach(ours)
+            library = rw._lease.library = Library(rw._lease.library)
+            rw.start("/", on_data=lambda d: None)
+            thread = rw._lease.thread
+            end(rw)
+            del rw
+            thread.join(60)
+            equal((thread.is_alive(), library.answers), (False, [1]))
+
+
 def test_answers_have_what_the_structs_have():
-    left_out = {"size"}
+    left_out = {"size", "length"}
     for ours, name in ((receivewal.System, "system"), (receivewal.Slot, "slot"), (receivewal.StartPoint, "start_point"),
                        (receivewal.Check, "check"), (receivewal.Segment, "segment"), (receivewal.Progress, "progress"),
                        (receivewal.TimelineSwitch, "timeline_switch"), (receivewal.Problem, "problem"),
-                       (receivewal.DiskState, "disk_full"), (receivewal.Reconnection, "reconnection")):
+                       (receivewal.DiskState, "disk_full"), (receivewal.Mirror, "mirror"),
+                       (receivewal.Data, "data"), (receivewal.Reconnection, "reconnection")):
         equal(set(ours.__dataclass_fields__) - {"found"}, {f[0] for f in structs()["receivewal_" + name]._fields_} - left_out)
 
 
