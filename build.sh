@@ -56,6 +56,7 @@ needed_to_test=(
     readelf:binutils
     valgrind:valgrind
     shellcheck:shellcheck
+    git:git
     pkg-config:pkg-config
     cmake:cmake
     make:make
