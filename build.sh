@@ -65,6 +65,7 @@ needed_to_test=(
     readelf:binutils
     valgrind:valgrind
     shellcheck:shellcheck
+    git:git
     pkg-config:pkg-config
     cmake:cmake
     make:make
@@ -242,6 +243,10 @@ install_to() {
         sed -e "s|@VERSION@|$version|; s|@UP@|$up|" "packaging/templates/${file##*/}" >"$root/$libdir/$file"
         chmod 644 "$root/$libdir/$file"
     done
+    # So that programs find the library in /usr/local/lib and the like.
+    if [ -z "${DESTDIR:-}" ] && [ "$(id -u)" = 0 ]; then
+        PATH=$PATH:/usr/sbin:/sbin ldconfig
+    fi
     echo "installed libreceivewal $version in $root"
 }
 

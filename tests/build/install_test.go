@@ -95,6 +95,25 @@ func TestInstall(t *testing.T) {
 	}
 }
 
+// Root's installation into the system itself makes the library known to the loader; one into a DESTDIR changes nothing there.
+func TestInstallTellsTheLoader(t *testing.T) {
+	dir := t.TempDir()
+	must(t, os.WriteFile(filepath.Join(dir, "ldconfig"), []byte("#!/bin/sh\ntouch \"$0.called\"\n"), 0o755))
+	path := "PATH=" + dir + ":" + os.Getenv("PATH")
+	called := func() bool {
+		_, err := os.Stat(filepath.Join(dir, "ldconfig.called"))
+		return err == nil
+	}
+	install(t, "/usr/local", path)
+	if called() {
+		t.Error("ldconfig was called for a DESTDIR")
+	}
+	run(t, root(t), []string{path}, "./build.sh", "install", filepath.Join(dir, "prefix"))
+	if called() != (os.Getuid() == 0) {
+		t.Errorf("ldconfig called: %v, as user %d", called(), os.Getuid())
+	}
+}
+
 // Programs in C and C++ find by pkg-config alone what they are compiled and linked with, also after the installation has moved.
 func TestPkgConfig(t *testing.T) {
 	for _, libdir := range []string{"lib", "lib64", "lib/x86_64-linux-gnu"} {
