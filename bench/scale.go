@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"math"
 	"os"
 	"os/exec"
@@ -255,18 +254,18 @@ func (b *backlog) busyStreams(o *options, count int) (map[string]float64, error)
 		return nil, err
 	}
 	pid := s.cmd.Process.Pid
-	if err := s.begin(1); err != nil {
-		return nil, err
-	}
 	cpuBefore, err := cpu(pid)
 	if err != nil {
 		return nil, err
 	}
-	before, err := s.bytes()
+	started := time.Now()
+	if err := s.begin(1); err != nil {
+		return nil, err
+	}
+	after, err := s.bytes()
 	if err != nil {
 		return nil, err
 	}
-	started, after := time.Now(), before
 	// No longer than there is WAL for the fastest.
 	for time.Since(started) < time.Duration(min(o.seconds, 5))*time.Second && slices.Max(after) < b.bytes()*9/10 {
 		time.Sleep(50 * time.Millisecond)
@@ -288,12 +287,8 @@ func (b *backlog) busyStreams(o *options, count int) (map[string]float64, error)
 		return nil, err
 	}
 	sum, least := 0.0, math.Inf(1)
-	for i := range after {
-		n := float64(after[i] - before[i])
-		sum, least = sum+n, min(least, n)
-	}
-	if sum == 0 {
-		return nil, errors.New("nothing was received")
+	for _, bytes := range after {
+		sum, least = sum+float64(bytes), min(least, float64(bytes))
 	}
 	return map[string]float64{
 		"all together": sum / 1e6 / seconds, "slowest to mean": least / (sum / float64(count)), "CPU": (cpuAfter - cpuBefore) / (sum / 1e9),
@@ -309,8 +304,11 @@ func (b *backlog) discarded(o *options, count int) (values map[string]float64, e
 	if err := prepare(dir, 0); err != nil {
 		return nil, err
 	}
+	beyond := *b
+	beyond.End = math.MaxUint64 // they stay until they are killed
+	started := time.Now()
 	for range count {
-		p, err := start(b.command(rec, "unix", dir))
+		p, err := start(beyond.command(rec, "unix", dir))
 		if err != nil {
 			return nil, err
 		}
@@ -323,44 +321,41 @@ func (b *backlog) discarded(o *options, count int) (values map[string]float64, e
 	if err := b.server.waitFor(fmt.Sprintf("select count(*) = %d and min(sent_lsn) > '%s' from pg_stat_replication", count, b.Start)); err != nil {
 		return nil, fmt.Errorf("%d processes that discard: %w", count, err)
 	}
-	before, err := b.sent(count)
-	if err != nil {
-		return nil, err
-	}
-	started, after := time.Now(), before
-	for time.Since(started) < time.Duration(min(o.seconds, 5))*time.Second && slices.Max(slices.Collect(maps.Values(after))) < float64(b.bytes())*0.9 {
-		time.Sleep(50 * time.Millisecond)
-		if after, err = b.sent(count); err != nil {
+	var sent []float64
+	for {
+		if sent, err = b.sent(count); err != nil {
 			return nil, err
 		}
+		// No longer than there is WAL for the fastest.
+		if time.Since(started) >= time.Duration(min(o.seconds, 5))*time.Second || slices.Max(sent) >= float64(b.bytes())*0.9 {
+			break
+		}
+		time.Sleep(50 * time.Millisecond)
 	}
 	seconds := time.Since(started).Seconds()
 	sum, least := 0.0, math.Inf(1)
-	for pid, n := range after {
-		n -= before[pid]
+	for _, n := range sent {
 		sum, least = sum+n, min(least, n)
-	}
-	if sum == 0 {
-		return nil, errors.New("nothing was discarded")
 	}
 	return map[string]float64{"all together": sum / 1e6 / seconds, "slowest to mean": least / (sum / float64(count))}, nil
 }
 
-// sent is how many bytes each WAL sender has sent, by its process.
-func (b *backlog) sent(count int) (map[string]float64, error) {
-	rows, err := b.server.sql(fmt.Sprintf("select pid || ' ' || (sent_lsn - '%s') from pg_stat_replication", b.Start))
+// sent is how many bytes each WAL sender has sent.
+func (b *backlog) sent(count int) ([]float64, error) {
+	rows, err := b.server.sql(fmt.Sprintf("select sent_lsn - '%s' from pg_stat_replication", b.Start))
 	if err != nil {
 		return nil, err
 	}
-	sent := map[string]float64{}
+	if len(rows) != count {
+		return nil, fmt.Errorf("%d WAL senders, not %d", len(rows), count)
+	}
+	var sent []float64
 	for _, row := range rows {
-		pid, text, _ := strings.Cut(row, " ")
-		if sent[pid], err = strconv.ParseFloat(text, 64); err != nil {
+		n, err := strconv.ParseFloat(row, 64)
+		if err != nil {
 			return nil, err
 		}
-	}
-	if len(sent) != count {
-		return nil, fmt.Errorf("%d WAL senders, not %d", len(sent), count)
+		sent = append(sent, n)
 	}
 	return sent, nil
 }
