@@ -49,7 +49,7 @@ func document(o *options, out io.Writer) error {
 		for _, in := range r.cases() {
 			fmt.Fprintf(&tables, "\n%s", r.table(in))
 		}
-		parts[i+1] = name + tables.String() + tablesEnd + after
+		parts[i+1] = name + tables.String() + "\n" + tablesEnd + after
 	}
 	return os.WriteFile(page, []byte(strings.Join(parts, tablesBegin)), 0o644)
 }
