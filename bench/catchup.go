@@ -21,9 +21,9 @@ func catchup(o *options, out io.Writer) error {
 	}
 	defer b.server.stop()
 	r := &report{
-		Bench:   "catchup",
-		Title:   fmt.Sprintf("Catching up with %d MB of WAL", b.MB),
-		Command: "./build.sh bench catchup",
+		Bench: "catchup",
+		What:  "catchup",
+		Title: fmt.Sprintf("Catching up with %d MB of WAL", b.MB),
 		Columns: []column{
 			{Name: "wall", Unit: "s", Digits: 2, Spread: true, Plot: true, Against: []string{pgReceivewal, discarding}},
 			{Name: "CPU", Unit: "s/GB", Digits: 2, Spread: true, Plot: true, Against: []string{pgReceivewal}},
@@ -76,9 +76,9 @@ func catchup(o *options, out io.Writer) error {
 func segments(o *options, out io.Writer) error {
 	mb := min(512, o.backlogMB)
 	r := &report{
-		Bench:   "segments",
-		Title:   fmt.Sprintf("Catching up with %d MB of WAL over TCP, by the size of segments", mb),
-		Command: "./build.sh bench segments --segments 1,16,64",
+		Bench: "segments",
+		What:  "segments",
+		Title: fmt.Sprintf("Catching up with %d MB of WAL over TCP, by the size of segments", mb),
 		Columns: []column{
 			{Name: "wall", Unit: "s", Digits: 2, Spread: true, Plot: true, Against: []string{pgReceivewal}},
 			{Name: "CPU", Unit: "s/GB", Digits: 2, Spread: true, Plot: true, Against: []string{pgReceivewal}},

@@ -19,9 +19,9 @@ func compression(o *options, out io.Writer) error {
 	defer whole.server.stop()
 	b := whole.first(512 << 20)
 	r := &report{
-		Bench:   "compression",
-		Title:   fmt.Sprintf("Catching up with %d MB of WAL over a Unix socket, compressed", b.bytes()>>20),
-		Command: "./build.sh bench compression",
+		Bench: "compression",
+		What:  "compression",
+		Title: fmt.Sprintf("Catching up with %d MB of WAL over a Unix socket, compressed", b.bytes()>>20),
 		Columns: []column{
 			{Name: "wall", Unit: "s", Digits: 2, Spread: true, Plot: true, Against: []string{pgReceivewal}},
 			{Name: "CPU", Unit: "s/GB", Digits: 2, Spread: true, Plot: true, Against: []string{pgReceivewal}},

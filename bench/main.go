@@ -38,6 +38,7 @@ type options struct {
 	programs   string // the folder of receiver, streams and limit
 	libraries  string // and of the program receivewal: ../bin
 	pgBin      string
+	given      string // the options that say what is measured, as they were given
 	servers    servers
 }
 
@@ -54,6 +55,7 @@ var benches = []struct {
 	{"live", live},
 	{"idle", idle},
 	{"scale", scale},
+	{"document", document}, // which measures nothing
 }
 
 func main() {
@@ -92,7 +94,7 @@ func run(args []string, out io.Writer) error {
 		return fmt.Errorf("another bench uses %s: %w", o.cache, err)
 	}
 	for _, b := range benches {
-		if !slices.Contains(what, b.name) && !slices.Contains(what, "all") {
+		if !slices.Contains(what, b.name) && (b.name == "document" || !slices.Contains(what, "all")) {
 			continue
 		}
 		started := time.Now()
@@ -158,6 +160,12 @@ func parse(args []string) (*options, []string, error) {
 			return nil, nil, fmt.Errorf("there is no bench %q, only %s and all", w, strings.Join(names, ", "))
 		}
 	}
+	flags.Visit(func(f *flag.Flag) {
+		switch f.Name {
+		case "backlog", "seconds", "transports", "segments", "clients", "rates", "streams", "compress":
+			o.given += fmt.Sprintf(" --%s %s", f.Name, f.Value)
+		}
+	})
 	o.transports = list(*transports)
 	for _, t := range o.transports {
 		if t != "unix" && t != "tcp" {

@@ -17,7 +17,8 @@ import (
 
 // report is what a bench has measured: a table and a plot made of rounds, and the rounds themselves.
 type report struct {
-	Bench   string
+	Bench   string // names its files
+	What    string // the bench that makes it
 	Title   string
 	Command string // that makes it again
 	Columns []column
@@ -26,6 +27,7 @@ type report struct {
 	Runs    []measurement
 
 	folder string
+	given  string // options
 }
 
 // column is one measured thing. Less is better, unless More.
@@ -49,7 +51,7 @@ type measurement struct {
 
 // open begins a report, or goes on with the one that the results hold.
 func (r *report) open(o *options) error {
-	r.folder, r.Machine = o.results, machine(o.cache)
+	r.folder, r.given, r.Machine = o.results, o.given, machine(o.cache)
 	if err := os.MkdirAll(r.folder, 0o755); err != nil {
 		return err
 	}
@@ -252,6 +254,7 @@ func markdown(header []string, rows [][]string) string {
 
 // write prints the tables, and leaves them, the plot and the raw numbers in the folder of results.
 func (r *report) write(out io.Writer) error {
+	r.Command = fmt.Sprintf("./build.sh bench %s --rounds %d%s", r.What, r.Rounds, r.given)
 	var text strings.Builder
 	fmt.Fprintf(&text, "# %s\n\n%s. Medians of %d rounds (smallest–largest); ratios are medians of each round's ratio.\n`%s`\n",
 		r.Title, r.Machine, r.Rounds, r.Command)

@@ -23,9 +23,9 @@ func scale(o *options, out io.Writer) error {
 	}
 	defer b.server.stop()
 	idle := &report{
-		Bench:   "scale-idle",
-		Title:   "Idle streams in one process",
-		Command: "./build.sh bench scale",
+		Bench: "scale-idle",
+		What:  "scale",
+		Title: "Idle streams in one process",
 		Columns: []column{
 			{Name: "private memory", Unit: "MiB", Digits: 1},
 			{Name: "of it libpq's connections", Unit: "MiB", Digits: 1},
@@ -36,9 +36,9 @@ func scale(o *options, out io.Writer) error {
 		},
 	}
 	busy := &report{
-		Bench:   "scale-busy",
-		Title:   "Busy streams in one process",
-		Command: "./build.sh bench scale",
+		Bench: "scale-busy",
+		What:  "scale",
+		Title: "Busy streams in one process",
 		Columns: []column{
 			{Name: "all together", Unit: "MB/s", Spread: true, Plot: true, More: true},
 			{Name: "slowest to mean", Digits: 2, Spread: true, Plot: true, More: true},
@@ -82,6 +82,13 @@ func scale(o *options, out io.Writer) error {
 			}
 			busy.add(name, "busy", round, values)
 			fmt.Fprintf(out, "round %d, %s, busy: %.0f MB/s, slowest to mean %.2f\n", round+1, name, values["all together"], values["slowest to mean"])
+			if count == 1 {
+				continue
+			}
+			if values, err = b.discarded(o, count); err != nil {
+				return err
+			}
+			busy.add(fmt.Sprintf("limit: %d processes that discard", count), "busy", round, values)
 		}
 	}
 	return errors.Join(idle.write(out), busy.write(out))
@@ -247,22 +254,24 @@ func (b *backlog) busyStreams(o *options, count int) (map[string]float64, error)
 		return nil, err
 	}
 	pid := s.cmd.Process.Pid
-	if err := s.begin(1); err != nil {
-		return nil, err
-	}
 	cpuBefore, err := cpu(pid)
 	if err != nil {
 		return nil, err
 	}
-	before, err := s.bytes()
-	if err != nil {
+	started := time.Now()
+	if err := s.begin(1); err != nil {
 		return nil, err
 	}
-	started := time.Now()
-	time.Sleep(time.Duration(min(o.seconds, 5)) * time.Second)
 	after, err := s.bytes()
 	if err != nil {
 		return nil, err
+	}
+	// No longer than there is WAL for the fastest.
+	for time.Since(started) < time.Duration(min(o.seconds, 5))*time.Second && slices.Max(after) < b.bytes()*9/10 {
+		time.Sleep(50 * time.Millisecond)
+		if after, err = s.bytes(); err != nil {
+			return nil, err
+		}
 	}
 	seconds := time.Since(started).Seconds()
 	cpuAfter, err := cpu(pid)
@@ -278,15 +287,75 @@ func (b *backlog) busyStreams(o *options, count int) (map[string]float64, error)
 		return nil, err
 	}
 	sum, least := 0.0, math.Inf(1)
-	for i := range after {
-		n := float64(after[i] - before[i])
-		sum, least = sum+n, min(least, n)
-	}
-	if sum == 0 {
-		return nil, errors.New("nothing was received")
+	for _, bytes := range after {
+		sum, least = sum+float64(bytes), min(least, float64(bytes))
 	}
 	return map[string]float64{
 		"all together": sum / 1e6 / seconds, "slowest to mean": least / (sum / float64(count)), "CPU": (cpuAfter - cpuBefore) / (sum / 1e9),
 		"threads": float64(threads), "RSS": rss / (1 << 20),
 	}, s.end()
+}
+
+// discarded has as many processes receive and discard: what so many WAL senders can send, and how fairly. What they have sent is asked of
+// the server.
+func (b *backlog) discarded(o *options, count int) (values map[string]float64, err error) {
+	rec := receiver{Command: []string{filepath.Join(o.programs, "limit"), "discard", "{conninfo}", "{dir}", "", "{start}", "{end}", "{segment_size}"}}
+	dir := filepath.Join(o.cache, "received")
+	if err := prepare(dir, 0); err != nil {
+		return nil, err
+	}
+	beyond := *b
+	beyond.End = math.MaxUint64 // they stay until they are killed
+	started := time.Now()
+	for range count {
+		p, err := start(beyond.command(rec, "unix", dir))
+		if err != nil {
+			return nil, err
+		}
+		defer func() {
+			p.cmd.Process.Kill()
+			<-p.exited
+			os.Remove(p.output)
+		}()
+	}
+	if err := b.server.waitFor(fmt.Sprintf("select count(*) = %d and min(sent_lsn) > '%s' from pg_stat_replication", count, b.Start)); err != nil {
+		return nil, fmt.Errorf("%d processes that discard: %w", count, err)
+	}
+	var sent []float64
+	for {
+		if sent, err = b.sent(count); err != nil {
+			return nil, err
+		}
+		// No longer than there is WAL for the fastest.
+		if time.Since(started) >= time.Duration(min(o.seconds, 5))*time.Second || slices.Max(sent) >= float64(b.bytes())*0.9 {
+			break
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	seconds := time.Since(started).Seconds()
+	sum, least := 0.0, math.Inf(1)
+	for _, n := range sent {
+		sum, least = sum+n, min(least, n)
+	}
+	return map[string]float64{"all together": sum / 1e6 / seconds, "slowest to mean": least / (sum / float64(count))}, nil
+}
+
+// sent is how many bytes each WAL sender has sent.
+func (b *backlog) sent(count int) ([]float64, error) {
+	rows, err := b.server.sql(fmt.Sprintf("select sent_lsn - '%s' from pg_stat_replication", b.Start))
+	if err != nil {
+		return nil, err
+	}
+	if len(rows) != count {
+		return nil, fmt.Errorf("%d WAL senders, not %d", len(rows), count)
+	}
+	var sent []float64
+	for _, row := range rows {
+		n, err := strconv.ParseFloat(row, 64)
+		if err != nil {
+			return nil, err
+		}
+		sent = append(sent, n)
+	}
+	return sent, nil
 }

@@ -118,9 +118,9 @@ func synchronous(o *options, out io.Writer) error {
 	}
 	defer s.stop()
 	r := &report{
-		Bench:   "synchronous",
-		Title:   "Commits that wait for the receiver: pgbench -N",
-		Command: "./build.sh bench synchronous",
+		Bench: "synchronous",
+		What:  "synchronous",
+		Title: "Commits that wait for the receiver: pgbench -N",
 		Columns: append([]column{
 			{Name: "commits", Unit: "per s", Spread: true, Plot: true, More: true, Against: []string{pgReceivewal}},
 			{Name: "CPU", Unit: "µs/commit", Digits: 1, Spread: true, Plot: true, Against: []string{pgReceivewal}},
@@ -173,9 +173,9 @@ const windowOfSwitch = 100 * time.Millisecond
 // switches has commits wait for a receiver while the WAL goes from segment to segment, several times.
 func switches(o *options, out io.Writer) error {
 	r := &report{
-		Bench:   "switches",
-		Title:   "Commits that wait for the receiver, with 8 kB of WAL each: at the ends of segments",
-		Command: "./build.sh bench switches",
+		Bench: "switches",
+		What:  "switches",
+		Title: "Commits that wait for the receiver, with 8 kB of WAL each: at the ends of segments",
 		Columns: append(append([]column{
 			{Name: "commits", Unit: "per s", Spread: true, More: true, Against: []string{pgReceivewal}},
 			{Name: "switches", Digits: 0},
@@ -421,9 +421,9 @@ func live(o *options, out io.Writer) error {
 	}
 	defer s.stop()
 	r := &report{
-		Bench:   "live",
-		Title:   "Following pgbench -N -c 4",
-		Command: "./build.sh bench live",
+		Bench: "live",
+		What:  "live",
+		Title: "Following pgbench -N -c 4",
 		Columns: []column{
 			{Name: "WAL", Unit: "MB/s", Digits: 2},
 			{Name: "CPU", Unit: "% of a core", Digits: 2, Spread: true, Plot: true, Against: []string{pgReceivewal}},
@@ -555,9 +555,9 @@ func idle(o *options, out io.Writer) error {
 	}
 	defer s.stop()
 	r := &report{
-		Bench:   "idle",
-		Title:   "Following a server that does nothing",
-		Command: "./build.sh bench idle --rounds 1 --seconds 30",
+		Bench: "idle",
+		What:  "idle",
+		Title: "Following a server that does nothing",
 		Columns: []column{
 			{Name: "CPU", Unit: "ms/min", Digits: 2, Spread: true, Plot: true},
 			{Name: "context switches", Unit: "per min", Digits: 0, Spread: true, Plot: true},

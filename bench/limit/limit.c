@@ -9,7 +9,8 @@
  *     thread    the same, but what belongs to a segment's end is done by another thread, for up to 8 segments
  *     splice    from the socket to the file without a copy in user space; nothing is synced
  *
- * libpq connects; then the stream is read straight from its socket. START_LSN and END_LSN are at segment boundaries.
+ * libpq connects; then the stream is read straight from its socket. START_LSN and END_LSN are at segment boundaries;
+ * an empty SLOT is none.
  *
  * BSD-3-Clause. See LICENSE.
  */
@@ -342,7 +343,10 @@ static void start_replication(const char *slot, const char *start)
     uint32_t length;
     int n;
 
-    n = snprintf(command + FRAME, sizeof(command) - FRAME, "START_REPLICATION SLOT \"%s\" PHYSICAL %s TIMELINE 1", slot, start);
+    if (slot[0] != '\0')
+        n = snprintf(command + FRAME, sizeof(command) - FRAME, "START_REPLICATION SLOT \"%s\" PHYSICAL %s TIMELINE 1", slot, start);
+    else
+        n = snprintf(command + FRAME, sizeof(command) - FRAME, "START_REPLICATION PHYSICAL %s TIMELINE 1", start);
     command[0] = 'Q';
     length = htobe32((uint32_t)n + 5);
     memcpy(command + 1, &length, 4);

@@ -136,7 +136,7 @@ func TestBenches(t *testing.T) {
 	check(t, results, "live", []string{"as fast as it can"}, both, []string{"WAL", "CPU", "CPU per WAL", "context switches"})
 	check(t, results, "idle", []string{"1 s"}, both, []string{"CPU", "context switches", "clock ticks"})
 	check(t, results, "scale-idle", []string{"idle"}, []string{"libreceivewal, 1 stream", "libreceivewal, 3 streams"}, []string{"private memory", "RSS", "threads"})
-	check(t, results, "scale-busy", []string{"busy"}, []string{"libreceivewal, 1 stream", "libreceivewal, 3 streams"}, []string{"all together", "slowest to mean"})
+	check(t, results, "scale-busy", []string{"busy"}, []string{"libreceivewal, 1 stream", "libreceivewal, 3 streams", "limit: 3 processes that discard"}, []string{"all together", "slowest to mean"})
 
 	calls := 0
 	for _, run := range r.Runs {
@@ -181,6 +181,31 @@ func TestBenches(t *testing.T) {
 		if slices.Sort(rounds[receiver]); r.Rounds != 2 || !slices.Equal(rounds[receiver], want) {
 			t.Errorf("%d rounds, of %s %v", r.Rounds, receiver, rounds[receiver])
 		}
+	}
+
+	// The documentation's page takes tables and plots over, and keeps what has not been measured.
+	page := "# Page\n\n<!-- bench: catchup -->\nold\n<!-- end -->\nbetween\n<!-- bench: nothing -->\nkept\n<!-- end -->\n"
+	docs := filepath.Join(filepath.Dir(results), "docs")
+	if err := errors.Join(os.Mkdir(docs, 0o755), os.WriteFile(filepath.Join(docs, "performance.md"), []byte(page), 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	root, err := pg.Root()
+	if err != nil {
+		t.Fatal(err)
+	}
+	document := exec.Command(filepath.Join(root, "build/bench/bench"), "document", "--results", results, "--cache", cache)
+	document.Dir = filepath.Dir(results)
+	if out, err := document.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	got := read(t, filepath.Join(docs, "performance.md"))
+	for _, want := range []string{"# Page\n", "(performance-catchup.svg)", "\n| libreceivewal ", "<!-- end -->\nbetween\n<!-- bench: nothing -->\nkept\n<!-- end -->\n"} {
+		if !strings.Contains(got, want) {
+			t.Errorf("the page has no %q:\n%s", want, got)
+		}
+	}
+	if strings.Contains(got, "old") || !strings.Contains(read(t, filepath.Join(docs, "performance-catchup.svg")), ">libreceivewal<") {
+		t.Errorf("the page or its plot is not new:\n%s", got)
 	}
 
 	// Who has not received is not measured.
