@@ -130,7 +130,7 @@ var mutations = []mutation{
 
 	// ---- disks
 	{row: "full disk", file: "stream/diskfull.go", from: "return r.o.WaitOnDiskFull && errors", to: "return errors",
-		pkg: inArchive, test: "TestDiskFullFails"},
+		pkg: inArchive, test: "TestDiskFullFails", build: true},
 	{row: "full disk", file: "stream/diskfull.go", from: "return r.o.WaitOnDiskFull && errors", to: "return !r.o.WaitOnDiskFull && errors",
 		pkg: inArchive, test: "TestDiskFullWaits"},
 	{row: "full disk", file: "stream/copy.go", from: "if c.blind.IsZero() {", to: "if false {",
@@ -140,11 +140,11 @@ var mutations = []mutation{
 	{row: "full disk", file: "segment/writer.go", from: "if have < int64(w.o.Size) {", to: "if have == 0 {",
 		pkg: inArchive, test: "TestShortPartialIsRepaired", build: true},
 	{row: "full disk", file: "stream/copy.go", from: "if c.stopped(ctx) != nil {\n\t\t\treturn endStopped, nil", to: "if c.full.IsZero() && c.stopped(ctx) != nil {\n\t\t\treturn endStopped, nil",
-		pkg: inArchive, test: "TestStopWhileTheDiskIsFull"},
+		pkg: inArchive, test: "TestStopWhileTheDiskIsFull", build: true},
 	{row: "hung disk", file: "stream/copy.go", from: "c.guard.enter()\n", to: "",
 		pkg: inStream, test: "TestStatusWhileAWriteHangs"},
 	{row: "hung disk", file: "stream/copy.go", from: "c.guard.enter()\n", to: "",
-		pkg: inArchive, test: "TestHungDisk"},
+		pkg: inArchive, test: "TestHungDisk", build: true},
 	{row: "hung disk", file: "stream/copy.go", from: "err = c.report(closed)", to: "err = <-closed",
 		pkg: inStream, test: "TestStatusDuringTheLastFlush"},
 
@@ -172,7 +172,7 @@ var mutations = []mutation{
 	{row: "removed", file: "stream/receive.go", from: "err = r.explainRemoved(ctx, c.next, err)", to: "_ = c",
 		pkg: inStream, test: "TestRemovedWALIsExplained"},
 	{row: "removed", file: "stream/receive.go", from: "return nil, r.explainRemoved(ctx, r.start, err)", to: "return nil, err",
-		pkg: inArchive, test: "TestWALRemoved"},
+		pkg: inArchive, test: "TestWALRemoved", build: true},
 	{row: "removed", file: "examples/receivewal.c", from: "        case RECEIVEWAL_ERR_WAL_REMOVED:\n", to: "",
 		pkg: inArchive, test: "TestWALRemoved", build: true},
 	{row: "bounded loss", file: "stream/copy.go", from: "case now.Sub(c.unflushed) >= c.o.FlushInterval:", to: "case false:",
