@@ -122,6 +122,10 @@ func (l *life) recoverEarlier() {
 // lose removes some segments that the server has.
 func (l *life) lose() {
 	files := pg.List(l.t, l.r.dir).Complete
+	if len(files) < 2 {
+		return
+	}
+	files = files[1:] // nothing tells that the first was ever there
 	for range l.rand.IntN(4) {
 		name := files[l.rand.IntN(len(files))]
 		if name[:8] != fmt.Sprintf("%08X", l.c.Timeline()) {

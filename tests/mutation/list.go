@@ -101,6 +101,8 @@ var mutations = []mutation{
 	// ---- holes
 	{row: "holes found", file: "segment/check.go", from: "r.missing(history, LSN((n+1)*uint64(r.Size)), LSN(end*uint64(r.Size)))", to: "_, _ = n, end",
 		pkg: inSegment, test: "TestCheck"},
+	{row: "holes filled", file: "segment/check.go", from: "ok && last.Timeline > report.Next.Timeline", to: "ok && last.Timeline == 0",
+		pkg: inStream, test: "TestHoleBehindAnAbandonedTimeline"},
 	{row: "holes found", file: "segment/check.go", from: "if length > int64(o.Size) {", to: "if length < 0 {",
 		pkg: inSegment, test: "TestCheck"},
 	{row: "holes found", file: "segment/check.go", from: "return checkPage(f, id, &page, o.Size, report), nil\n}\n\n// checkStrays",
