@@ -176,12 +176,37 @@ func (d *Directory) check(o CheckOptions) (Report, error) {
 	if err := d.checkStrays(&report); err != nil {
 		return report, err
 	}
-	history, err := d.checkHistory(&report, complete)
+	last := Start{} // of the newest timeline
+	for _, c := range candidates {
+		if _, ok := complete[c.id]; !ok && !c.partial {
+			continue
+		}
+		if next := c.next(o.Size); c.id.Timeline > last.Timeline || c.id.Timeline == last.Timeline && next > last.LSN {
+			last = Start{LSN: next, Timeline: c.id.Timeline}
+		}
+	}
+	histories, err := d.checkHistories(&report, complete, last.Timeline)
 	if err != nil {
 		return report, err
 	}
-	report.holes(history, complete)
+	history, ok := histories[report.Next.Timeline]
+	if !ok {
+		history = History{{Timeline: report.Next.Timeline}}
+	}
+	report.Oldest = report.holes(history, report.Next.LSN, complete)
+	// After a recovery to an earlier point, the timeline that is followed is a newer one that has not come as far yet.
+	if history, ok := histories[last.Timeline]; ok && last.Timeline > report.Next.Timeline {
+		report.holes(history, last.LSN, complete)
+	}
 	return report, nil
+}
+
+// next is where receiving would go on after this file.
+func (c candidate) next(size Size) LSN {
+	if c.partial {
+		return c.id.LSN(size)
+	}
+	return c.id.End(size)
 }
 
 func (r *Report) add(p Problem) { r.Problems = append(r.Problems, p) }
@@ -298,18 +323,18 @@ func (d *Directory) checkStrays(report *Report) error {
 	return nil
 }
 
-// checkHistory checks the history files of the timelines that have segments, and reads that of the newest.
-func (d *Directory) checkHistory(report *Report, complete map[ID]string) (History, error) {
-	timelines := map[Timeline]bool{}
+// checkHistories checks and reads the history files of the timelines that have segments, and of the newest.
+func (d *Directory) checkHistories(report *Report, complete map[ID]string, newest Timeline) (map[Timeline]History, error) {
+	timelines := map[Timeline]bool{newest: newest != 0}
 	for id := range complete {
 		timelines[id.Timeline] = true
 	}
 	if report.Next.Timeline != 0 {
 		timelines[report.Next.Timeline] = true
 	}
-	newest := History{{Timeline: report.Next.Timeline}}
+	histories := map[Timeline]History{}
 	for _, timeline := range slices.Sorted(keys(timelines)) {
-		if timeline == 1 {
+		if timeline <= 1 {
 			continue
 		}
 		name := HistoryName(timeline)
@@ -330,11 +355,9 @@ func (d *Directory) checkHistory(report *Report, complete map[ID]string) (Histor
 			report.add(Problem{Kind: BadHistory, Timeline: timeline, File: name, Text: fmt.Sprintf("%q cannot be used: %v", name, err)})
 			continue
 		}
-		if timeline == report.Next.Timeline {
-			newest = history
-		}
+		histories[timeline] = history
 	}
-	return newest, nil
+	return histories, nil
 }
 
 func keys[K comparable, V any](m map[K]V) func(yield func(K) bool) {
@@ -347,10 +370,10 @@ func keys[K comparable, V any](m map[K]V) func(yield func(K) bool) {
 	}
 }
 
-// holes finds the segments that are missing between the oldest complete one and where receiving goes on, along the history of
-// the newest timeline. A segment in which a timeline began has to be there on that timeline.
-func (r *Report) holes(history History, complete map[ID]string) {
-	next := uint64(r.Next.LSN) / uint64(r.Size)
+// holes finds the segments that are missing between the oldest complete one and where receiving goes on, along a timeline's history.
+// A segment in which a timeline began has to be there on that timeline. It returns the oldest.
+func (r *Report) holes(history History, end LSN, complete map[ID]string) (oldest ID) {
+	next := uint64(end) / uint64(r.Size)
 	var have []uint64
 	for id := range complete {
 		if id.Number < next && history.TimelineOf(id.End(r.Size)-1) == id.Timeline {
@@ -358,10 +381,10 @@ func (r *Report) holes(history History, complete map[ID]string) {
 		}
 	}
 	if len(have) == 0 {
-		return
+		return oldest
 	}
 	slices.Sort(have)
-	r.Oldest = ID{history.TimelineOf(LSN((have[0]+1)*uint64(r.Size)) - 1), have[0]}
+	oldest = ID{history.TimelineOf(LSN((have[0]+1)*uint64(r.Size)) - 1), have[0]}
 	for i, n := range have {
 		end := next
 		if i+1 < len(have) {
@@ -369,6 +392,7 @@ func (r *Report) holes(history History, complete map[ID]string) {
 		}
 		r.missing(history, LSN((n+1)*uint64(r.Size)), LSN(end*uint64(r.Size)))
 	}
+	return oldest
 }
 
 // missing adds a hole, cut where a timeline's first segment begins.
@@ -385,7 +409,9 @@ func (r *Report) missing(history History, from, to LSN) {
 		if first != last {
 			text = fmt.Sprintf("segments %s to %s are missing", first, last)
 		}
-		r.add(Problem{Kind: Missing, Timeline: timeline, LSN: from, EndLSN: end, Text: text})
+		if p := (Problem{Kind: Missing, Timeline: timeline, LSN: from, EndLSN: end, Text: text}); !slices.Contains(r.Problems, p) {
+			r.add(p)
+		}
 		from = end
 	}
 }

@@ -269,6 +269,32 @@ func TestAbandonedTimelineAgain(t *testing.T) {
 	})
 }
 
+// What is missing of the timeline that is followed is fetched, too, although the abandoned one still has the newest segment.
+func TestHoleBehindAnAbandonedTimeline(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPlay(t, &cluster{testSystem, segment.History{{Timeline: 1, End: 0x300046}, {Timeline: 2}}, 0x700080})
+		p.dir.put("000000010000000000000006", oneTimeline(0).wal(1, 0x600000, 1<<20), int64(testSize))
+		p.dir.put("000000020000000000000003", p.c.wal(2, 0x300000, 1<<20), int64(testSize))
+		p.dir.put("000000020000000000000005", p.c.wal(2, 0x500000, 1<<20), int64(testSize))
+		p.dir.put("00000002.history", []byte(p.c.historyFile(2)), int64(len(p.c.historyFile(2))))
+		p.receive(Options{EndLSN: 0x700000, ReceiveTimeout: -1, StatusInterval: -1})
+		p.identify()
+		p.timeline = 2
+		p.command("START_REPLICATION 0/400000 TIMELINE 2", &pgproto3.CopyBothResponse{})
+		p.wal(0x400000, 1<<20)
+		p.expect("status 0/500000 0/0")
+		p.copyEnds()
+		p.command("START_REPLICATION 0/700000 TIMELINE 1",
+			refusal("ERROR", "XX000", "requested starting point 0/700000 on timeline 1 is not in this server's history")...)
+		p.is(p.serve())
+		if !slices.Contains(p.trace, "START_REPLICATION 0/600000 TIMELINE 2") {
+			t.Errorf("the client sent %q", p.trace)
+		}
+		p.hasWAL(2, 0x300000, 0x700080)
+		p.usable()
+	})
+}
+
 // WAL that was removed is explained: what is needed, and what the slot still has.
 func TestRemovedWALIsExplained(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
