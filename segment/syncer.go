@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"runtime/debug"
+	"time"
 )
 
 // syncer makes durable what Append has written: the only place where a file gets its name and where the flushed LSN
@@ -27,7 +28,9 @@ func (w *Writer) syncer() {
 			w.closeFiles()
 			return
 		}
-		w.finish(s, end, w.forward(s, end))
+		begun := time.Now()
+		err := w.forward(s, end)
+		w.finish(s, end, err, time.Since(begun))
 	}
 }
 
@@ -174,13 +177,16 @@ func (w *Writer) complete(s *openSegment) error {
 	return nil
 }
 
-// finish records what forward has achieved.
-func (w *Writer) finish(s *openSegment, end LSN, err error) {
+// finish records what forward has achieved, and how long it took.
+func (w *Writer) finish(s *openSegment, end LSN, err error, took time.Duration) {
 	w.mu.Lock()
 	if err != nil {
 		w.err = err
 	} else {
 		w.flushed = w.checked(end)
+		if !w.o.NoSync {
+			w.took, w.slowest = max(took, 1), max(took, w.slowest, 1)
+		}
 		if end == s.id.End(w.o.Size) {
 			w.pending = w.pending[1:]
 			w.events = append(w.events, Event{s.id, s.id.Name(w.o.Size), true})

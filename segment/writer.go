@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -43,7 +44,9 @@ type Writer struct {
 	wanted  LSN            // flush at least up to here
 	flushed LSN
 	events  []Event
-	err     error // sticky: nothing is durable after a failure
+	took    time.Duration // that the last flush took
+	slowest time.Duration // of all flushes
+	err     error         // sticky: nothing is durable after a failure
 	closing bool
 	ended   chan struct{} // the syncer is done
 }
@@ -92,6 +95,14 @@ func (w *Writer) Flushed() LSN {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.flushed
+}
+
+// FlushTime is how long the last flush took, and the slowest one: with its directory's fsync where it needs one. 0: there was
+// none. Any goroutine.
+func (w *Writer) FlushTime() (last, slowest time.Duration) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.took, w.slowest
 }
 
 // Err is the error that has ended durability, if any: after it, Flushed stays where it is. Any goroutine.

@@ -51,8 +51,11 @@ type Options struct {
 	Mirrors        []string // directories that are written in step with Directory
 	MirrorRequired bool     // an error of a mirror ends the receive, and flushed means in each of them
 
-	Confirm  bool          // the server is not told of a flushed position beyond that of Session.Confirm
-	SlotWait time.Duration // how long to wait for a slot that is in use; 0: not; negative: for ever
+	Confirm bool // the server is not told of a flushed position beyond that of Session.Confirm
+	// Events.Data only queues what it is given: that counts as taken when Session.DataTaken says so, and while so many bytes have
+	// not been taken, no more is read. 0: what Data has returned nil for is taken.
+	DataAhead int
+	SlotWait  time.Duration // how long to wait for a slot that is in use; 0: not; negative: for ever
 
 	FileMode fs.FileMode // of new files; 0: as the server's data_directory_mode says
 
@@ -73,7 +76,7 @@ func (o *Options) check() error {
 		return fail(ErrInvalid, "no directory was given")
 	case o.Synchronous && o.NoSync:
 		return fail(ErrInvalid, "cannot use synchronous together with no_sync")
-	case o.Compression != segment.Plain, len(o.Suffixes) > 0, len(o.Mirrors) > 0, o.Confirm, o.SlotWait != 0:
+	case o.Compression != segment.Plain, len(o.Suffixes) > 0, len(o.Mirrors) > 0:
 		return fail(ErrInvalid, "this option is not supported")
 	case o.StartTimeline != 0 && o.StartLSN == 0:
 		return fail(ErrInvalid, "a start timeline needs a start LSN")
@@ -109,8 +112,10 @@ func (s *Session) Receive(ctx context.Context, o Options) (err error) {
 	if o.ReceiveTimeout == 0 {
 		s.silence = defaultReceiveTimeout
 	}
-	s.setProgress(func(p *Progress) { *p = Progress{State: StateStarting} })
+	s.setProgress(func(p *Progress) { *p, s.health = Progress{State: StateStarting}, health{} })
 	defer s.setProgress(func(p *Progress) { p.State = StateIdle })
+	s.hold.begin(o.Confirm)
+	defer s.hold.end()
 
 	if r.dir, err = segment.Open(s.fs, o.Directory); err != nil {
 		return err
@@ -138,6 +143,7 @@ type receiver struct {
 	filling   bool      // fetching missing segments, not the stream
 	fullSince time.Time // since when the disk is full; zero: it is not
 	stop      error     // why a callback wants to stop
+	refused   bool      // Events.Data did: it is given nothing any more
 }
 
 // run receives over one connection.
@@ -295,6 +301,7 @@ func (r *receiver) fitTimeline(ctx context.Context, refused error) (moved bool, 
 		return false, refused
 	}
 	r.warn(fmt.Sprintf("the server left timeline %d at %s, before the directory's newest WAL at %s: following it", r.timeline, end, r.start))
+	r.leaveTimeline(end)
 	found, err := r.dir.StartAfter(r.timeline, history, r.sys.SegmentSize)
 	if err != nil {
 		return false, err
@@ -432,6 +439,7 @@ func (r *receiver) parseNext(rows [][][]byte, received segment.LSN) (*nextTimeli
 // follow steps to the next timeline: streaming goes on at the beginning of the segment that holds the switch point.
 func (r *receiver) follow(ctx context.Context, next nextTimeline) error {
 	old := r.timeline
+	r.leaveTimeline(next.begin)
 	r.timeline, r.start = next.timeline, r.sys.SegmentSize.Floor(next.begin)
 	if err := r.prepareTimeline(ctx); err != nil {
 		return err
@@ -441,6 +449,12 @@ func (r *receiver) follow(ctx context.Context, next nextTimeline) error {
 		r.stopOn(e(TimelineSwitch{old, r.timeline, next.begin, r.start}))
 	}
 	return r.stopped(ctx)
+}
+
+// leaveTimeline notes that the timeline is left at lsn: what was confirmed of it beyond that is not what comes next.
+func (r *receiver) leaveTimeline(lsn segment.LSN) {
+	r.s.hold.leave(lsn)
+	r.s.setProgress(func(p *Progress) { p.ConfirmedLSN = min(p.ConfirmedLSN, lsn) })
 }
 
 // stopOn notes a callback's wish to stop.
