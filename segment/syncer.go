@@ -28,9 +28,7 @@ func (w *Writer) syncer() {
 			w.closeFiles()
 			return
 		}
-		begun := time.Now()
-		err := w.forward(s, end)
-		w.finish(s, end, err, time.Since(begun))
+		w.finish(s, end, w.forward(s, end))
 	}
 }
 
@@ -42,6 +40,7 @@ func (w *Writer) nextWork() (*openSegment, LSN, bool) {
 	for {
 		switch {
 		case w.err == nil && w.due():
+			w.begun = time.Now()
 			s := w.pending[0]
 			return s, min(w.Written(), s.id.End(w.o.Size)), true
 		case w.closing:
@@ -178,7 +177,8 @@ func (w *Writer) complete(s *openSegment) error {
 }
 
 // finish records what forward has achieved, and how long it took.
-func (w *Writer) finish(s *openSegment, end LSN, err error, took time.Duration) {
+func (w *Writer) finish(s *openSegment, end LSN, err error) {
+	took := time.Since(w.begun)
 	w.mu.Lock()
 	if err != nil {
 		w.err = err

@@ -44,6 +44,7 @@ type Writer struct {
 	wanted  LSN            // flush at least up to here
 	flushed LSN
 	events  []Event
+	begun   time.Time     // when the syncer took up what it does
 	took    time.Duration // that the last flush took
 	slowest time.Duration // of all flushes
 	err     error         // sticky: nothing is durable after a failure

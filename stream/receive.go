@@ -368,9 +368,13 @@ func (r *receiver) receiveTimeline(ctx context.Context) (*nextTimeline, error) {
 			// The only refusal without an SQLSTATE of its own that names another timeline (StartReplication in walsender.c).
 			return nil, fail(ErrTimeline, "%w", err)
 		}
-		if hasState(err, stateNotInPrerequisiteState) && r.slotIsLost(ctx) {
-			// Since 18 a slot that was invalidated cannot be used any more (ReplicationSlotAcquire in slot.c).
-			return nil, r.explainRemoved(ctx, r.start, err)
+		if hasState(err, stateNotInPrerequisiteState) && r.o.Slot != "" {
+			return nil, r.explainSlot(ctx, err)
+		}
+		if errors.Is(err, ErrSlotBusy) {
+			// The server's own text has the slot's name and the process that has it.
+			return nil, fail(ErrSlotBusy, "%w; end the receiver or standby that uses it (pg_stat_replication shows it by that PID), "+
+				"wait for it, or give this one a slot of its own", err)
 		}
 		return nil, err
 	}
@@ -390,27 +394,51 @@ func (r *receiver) receiveTimeline(ctx context.Context) (*nextTimeline, error) {
 func (r *receiver) explainRemoved(ctx context.Context, wanted segment.LSN, err error) error {
 	text := fmt.Sprintf("the WAL from %s on (segment %s) is needed", wanted,
 		segment.At(r.timeline, wanted, r.sys.SegmentSize).Name(r.sys.SegmentSize))
-	if r.o.Slot != "" && r.s.usable.Load() {
-		slot, slotErr := r.s.readSlot(ctx, r.o.Slot)
-		switch {
-		case slotErr != nil:
-		case slot.RestartLSN == 0:
-			text += fmt.Sprintf("; slot %q keeps none any more: drop it, and create it again", r.o.Slot)
-		default:
-			text += fmt.Sprintf("; slot %q keeps WAL from %s on", r.o.Slot, slot.RestartLSN)
-		}
+	if r.o.Slot != "" {
+		text += "; " + r.explainKept(ctx, hasState(err, stateNotInPrerequisiteState))
 	}
 	return fail(ErrWALRemoved, "%s; the archive has a gap from there on: make a new base backup and receive into an empty directory: %w",
 		text, err)
 }
 
-// slotIsLost tells whether the slot keeps no WAL, after the server has refused to use it.
-func (r *receiver) slotIsLost(ctx context.Context) bool {
-	if r.o.Slot == "" || !r.s.usable.Load() {
-		return false
+// explainKept says why the slot has not kept the WAL. refused: the server has refused to use the slot.
+func (r *receiver) explainKept(ctx context.Context, refused bool) string {
+	const again = ": drop it, and create it again"
+	text := fmt.Sprintf("slot %q", r.o.Slot)
+	slot, err := Slot{}, error(ErrConnectionLost)
+	if r.s.usable.Load() {
+		slot, err = r.s.readSlot(ctx, r.o.Slot)
 	}
-	slot, err := r.s.readSlot(ctx, r.o.Slot)
-	return err == nil && slot.RestartLSN == 0
+	switch {
+	case err != nil:
+		return text + " has not kept it: it is younger than that, or was invalidated (max_slot_wal_keep_size; its wal_status in " +
+			"pg_replication_slots tells)"
+	case slot.RestartLSN != 0:
+		return fmt.Sprintf("%s keeps WAL from %s on", text, slot.RestartLSN)
+	case refused:
+		return text + " was invalidated (max_slot_wal_keep_size), and keeps none any more" + again
+	case r.s.serverVersion >= versionRefusesLost:
+		return text + " has never reserved any (it was created without RESERVE_WAL, and not used since)"
+	}
+	// Such a server doesn't tell a walsender whether a slot without position was invalidated.
+	return text + " keeps none: it has never reserved any (it was created without RESERVE_WAL, and not used since), or it was " +
+		"invalidated (max_slot_wal_keep_size; then its wal_status in pg_replication_slots is \"lost\")" + again
+}
+
+// explainSlot tells apart why the server refuses to use the slot: since 18 one that was invalidated, by an error without an
+// SQLSTATE of its own (ReplicationSlotAcquire in slot.c), and in every version a logical one (StartReplication in walsender.c).
+func (r *receiver) explainSlot(ctx context.Context, err error) error {
+	if !r.s.usable.Load() {
+		return err
+	}
+	slot, slotErr := r.s.readSlot(ctx, r.o.Slot)
+	switch {
+	case slotErr == nil && slot.RestartLSN == 0:
+		return r.explainRemoved(ctx, r.start, err)
+	case errors.Is(slotErr, ErrNoSlot), errors.Is(slotErr, ErrUnsupported): // a server older than 15 refuses for no other reason
+		return fail(ErrNoSlot, "slot %q is not a physical one, or not usable as such: %w", r.o.Slot, err)
+	}
+	return err
 }
 
 // parseNext reads the row that ends a timeline (ReadEndOfStreamingResult in receivelog.c).
