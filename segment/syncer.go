@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"runtime/debug"
+	"time"
 )
 
 // syncer makes durable what Append has written: the only place where a file gets its name and where the flushed LSN
@@ -43,6 +44,7 @@ func (w *Writer) nextWork() (*openSegment, LSN, bool) {
 		switch {
 		case w.busy: // by Sync
 		case w.err == nil && w.due():
+			w.begun = time.Now()
 			s := w.pending[0]
 			w.busy = true
 			return s, min(w.Written(), s.id.End(w.o.Size)), true
@@ -179,14 +181,18 @@ func (w *Writer) complete(s *openSegment) error {
 	return nil
 }
 
-// finish records what forward has achieved.
+// finish records what forward has achieved, and how long it took.
 func (w *Writer) finish(s *openSegment, end LSN, err error) {
+	took := time.Since(w.begun)
 	w.mu.Lock()
 	w.busy = false
 	if err != nil {
 		w.err = err
 	} else {
 		w.flushed = w.checked(end)
+		if !w.o.NoSync {
+			w.took, w.slowest = max(took, 1), max(took, w.slowest, 1)
+		}
 		if end == s.id.End(w.o.Size) {
 			w.pending = w.pending[1:]
 			w.events = append(w.events, Event{s.id, s.id.Name(w.o.Size), true})

@@ -47,8 +47,11 @@ type Writer struct {
 	wanted  LSN            // flush at least up to here
 	flushed LSN
 	events  []Event
-	err     error // sticky: nothing is durable after a failure
-	busy    bool  // a segment is being taken forward
+	begun   time.Time     // when what is done now was taken up
+	took    time.Duration // that the last flush took
+	slowest time.Duration // of all flushes
+	err     error         // sticky: nothing is durable after a failure
+	busy    bool          // a segment is being taken forward
 	closing bool
 	ended   chan struct{} // the syncer is done
 }
@@ -105,6 +108,14 @@ func (w *Writer) Flushed() LSN {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.flushed
+}
+
+// FlushTime is how long the last flush took, and the slowest one: with its directory's fsync where it needs one. 0: there was
+// none. Any goroutine.
+func (w *Writer) FlushTime() (last, slowest time.Duration) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.took, w.slowest
 }
 
 // Err is the error that has ended durability, if any: after it, Flushed stays where it is. Any goroutine.
@@ -417,6 +428,6 @@ func (w *Writer) claim() (*openSegment, LSN) {
 	if w.checked(end) <= w.flushed || end == s.id.End(w.o.Size) {
 		return nil, 0
 	}
-	w.busy = true
+	w.busy, w.begun = true, time.Now()
 	return s, end
 }

@@ -462,6 +462,7 @@ func TestReadSlot(t *testing.T) {
 		"timeline of letters":   {answerOf("physical", "0/300000", "x"), Slot{}, ErrProtocol},
 		"too few columns":       {answerOf("physical", "0/300000"), Slot{}, ErrProtocol},
 		"no row":                {rows(), Slot{}, ErrProtocol},
+		"a logical one":         {refusal("ERROR", "55000", "cannot use READ_REPLICATION_SLOT with a logical replication slot"), Slot{}, ErrNoSlot},
 		"command not known":     {refusal("ERROR", "42601", "syntax error"), Slot{}, ErrUnsupported},
 		"command not permitted": {refusal("ERROR", "42501", "permission denied"), Slot{}, nil},
 	} {

@@ -44,8 +44,11 @@ type Session struct {
 	silence time.Duration // how long the server may be silent when an answer is due; 0: for ever
 	grace   time.Time     // when the answer that is due must be complete; zero: no matter, as long as nobody stops
 
-	mu       sync.Mutex // guards wire against wake, and progress
+	mu       sync.Mutex // guards wire against wake, progress and health
 	progress Progress
+	health   health
+
+	hold hold
 }
 
 // NewSession makes a Session of a connection that is established with replication=true, authenticated and idle. Messages of the
@@ -72,11 +75,6 @@ func (s *Session) lend(conn net.Conn, o SessionOptions) {
 	s.wire = w
 	s.mu.Unlock()
 	s.usable.Store(s.started == nil)
-}
-
-// Confirm tells that the caller has made all WAL before lsn safe elsewhere (Options.Confirm). Any goroutine.
-func (s *Session) Confirm(lsn segment.LSN) error {
-	return fail(ErrInvalid, "no receive that waits for confirmations is running")
 }
 
 // wake wakes the operation in progress. Any goroutine.
