@@ -56,6 +56,8 @@ type copyStream struct {
 	blind     time.Time   // since when nothing is read, because of the disk; zero: it is read
 	full      time.Time   // when writing failed on a full disk that we wait for; zero: it did not
 
+	events []segment.Event // to be told
+
 	segment string     // the name of the segment that is being written,
 	named   segment.ID // which is this one
 
@@ -81,9 +83,9 @@ const (
 	endTimeline        // the server has sent CopyDone
 )
 
-func newCopyStream(r *receiver) *copyStream {
-	c := &copyStream{receiver: r, c: r.s.wire, next: r.start}
-	c.w = r.dir.NewWriter(segment.WriterOptions{
+// writerOptions says how the stream that begins is written.
+func (r *receiver) writerOptions() segment.WriterOptions {
+	return segment.WriterOptions{
 		Timeline:         r.timeline,
 		Start:            r.start,
 		Size:             r.sys.SegmentSize,
@@ -92,11 +94,18 @@ func newCopyStream(r *receiver) *copyStream {
 		Whole:            r.filling,
 		CheckPages:       r.o.CheckPages,
 		NoSync:           r.o.NoSync,
-		Notify: func() {
-			c.news.Store(true)
-			c.s.wake()
-		},
-	})
+	}
+}
+
+func newCopyStream(r *receiver) *copyStream {
+	c := &copyStream{receiver: r, c: r.s.wire, next: r.start}
+	o := r.writerOptions()
+	o.Notify = func() {
+		c.news.Store(true)
+		c.s.wake()
+	}
+	c.w = r.dir.NewWriter(o)
+	c.mirrors.feeds(c.w)
 	c.guard = newGuard(func() error {
 		c.lastHeard = time.Now() // it is not the server who is silent
 		return c.sendStatus(false)
@@ -148,7 +157,7 @@ func (c *copyStream) loop(ctx context.Context) (ending, error) {
 			return end, err
 		}
 		if c.o.Synchronous {
-			c.w.Flush()
+			c.flushWritten()
 		}
 		if err := c.keepUp(time.Now()); err != nil {
 			return goingOn, err
@@ -185,7 +194,7 @@ func (c *copyStream) await() error {
 }
 
 // reads tells whether there is room for more data.
-func (c *copyStream) reads() bool { return c.full.IsZero() && c.w.Ready() }
+func (c *copyStream) reads() bool { return c.full.IsZero() && c.w.Ready() && c.mirrors.ready() }
 
 // consume takes apart what was read.
 func (c *copyStream) consume() (ending, error) {
@@ -223,6 +232,7 @@ func (c *copyStream) store(data []byte) (ending, error) {
 	}
 	c.full = time.Time{}
 	c.diskHasRoom()
+	c.mirrors.append(c.next, data[:n])
 	c.c.used(n)
 	c.payload -= n
 	c.next += segment.LSN(n)
@@ -322,7 +332,7 @@ func (c *copyStream) takeKeepalive(length int) (more bool, err error) {
 	}
 	// The reply waits for a flush, if it reports one: a server that shuts down waits for everything to be flushed.
 	if c.reportsFlush() {
-		c.w.Flush()
+		c.flushWritten()
 	}
 	if c.owed.IsZero() {
 		c.owed = time.Now()
@@ -338,21 +348,48 @@ func (c *copyStream) heard(b []byte) {
 
 // settle passes on what the writer's syncer has done, and reports it to the server where it waits for that.
 func (c *copyStream) settle() error {
-	if !c.news.Swap(false) {
+	fresh := c.mirrors.isFresh()
+	if !c.news.Swap(false) && !fresh {
 		return nil
 	}
 	c.publish(c.state()) // what the callbacks look at must not be older than what they are told
-	for _, e := range c.w.Events() {
-		c.tell(e)
+	if fresh {
+		c.tellMirrors()
 	}
+	c.tellSegments()
 	if err := c.w.Err(); err != nil {
 		return err
 	}
+	if err := c.mirrors.failure(); err != nil {
+		return err
+	}
 	c.changed = true
-	if (c.o.Synchronous || c.o.FlushInterval > 0 && c.reportsFlush()) && c.w.Flushed() > c.reported {
+	if (c.o.Synchronous || c.o.FlushInterval > 0 && c.reportsFlush()) && c.flushed() > c.reported {
 		return c.sendStatus(false)
 	}
 	return nil
+}
+
+// flushWritten asks for a flush of everything written so far.
+func (c *copyStream) flushWritten() {
+	c.w.Flush()
+	c.mirrors.flush()
+}
+
+// flushed is the end of what is durable, in the first directory and in the mirrors that are required.
+func (c *copyStream) flushed() segment.LSN { return c.mirrors.flushed(c.w.Flushed()) }
+
+// tellSegments tells the caller of segments: of a complete one once it is durable wherever it has to be.
+func (c *copyStream) tellSegments() {
+	c.events = append(c.events, c.w.Events()...)
+	for len(c.events) > 0 {
+		e := c.events[0]
+		if end := e.ID.End(c.sys.SegmentSize); e.Complete && c.mirrors.flushed(end) < end {
+			return
+		}
+		c.events = c.events[1:]
+		c.tell(e)
+	}
 }
 
 // tell tells the caller of a segment.
@@ -405,13 +442,13 @@ func (c *copyStream) keepUp(now time.Time) error {
 func (c *copyStream) flushInTime(now time.Time) {
 	switch {
 	case c.o.FlushInterval <= 0 || c.o.Synchronous:
-	case max(c.w.Flushed(), c.wanted) >= c.w.Written():
+	case max(c.flushed(), c.wanted) >= c.w.Written():
 		c.unflushed = time.Time{}
 	case c.unflushed.IsZero():
 		c.unflushed = now
 	case now.Sub(c.unflushed) >= c.o.FlushInterval:
 		c.unflushed, c.wanted = time.Time{}, c.w.Written()
-		c.w.Flush()
+		c.flushWritten()
 	}
 }
 
@@ -426,7 +463,7 @@ func (c *copyStream) replyDue(now time.Time) bool {
 	if c.owed.IsZero() {
 		return false
 	}
-	return !c.reportsFlush() || c.w.Flushed() >= c.w.Written() || now.Sub(c.owed) >= replyPatience
+	return !c.reportsFlush() || c.flushed() >= c.w.Written() || now.Sub(c.owed) >= replyPatience
 }
 
 // deadline is when keepUp has to be called at the latest; zero: never.
@@ -492,7 +529,7 @@ func (c *copyStream) sendStatus(ask bool) error {
 	now := time.Now()
 	var flushed segment.LSN
 	if c.reportsFlush() {
-		flushed = c.w.Flushed()
+		flushed = c.flushed()
 	}
 	m := c.c.scratch(statusMessageSize)
 	m[0] = typeCopyData
@@ -509,7 +546,7 @@ func (c *copyStream) sendStatus(ask bool) error {
 		return err
 	}
 	c.lastStatus, c.reported = now, flushed
-	if c.w.Flushed() >= c.w.Written() || !c.reportsFlush() {
+	if c.flushed() >= c.w.Written() || !c.reportsFlush() {
 		c.owed = time.Time{}
 	} else if !c.owed.IsZero() {
 		c.owed = now // an answer before the flush; another one follows it
@@ -529,7 +566,7 @@ func (c *copyStream) state() State {
 
 // publish makes the progress visible to everybody.
 func (c *copyStream) publish(state State) {
-	written, flushed := c.w.Written(), c.w.Flushed()
+	written, flushed := c.w.Written(), c.flushed()
 	if id := segment.At(c.timeline, written, c.sys.SegmentSize); id != c.named {
 		c.named, c.segment = id, id.Name(c.sys.SegmentSize)
 	}
@@ -550,16 +587,21 @@ func (c *copyStream) publish(state State) {
 func (c *copyStream) flush(streaming bool) error {
 	c.blind = time.Now()
 	closed := make(chan error)
-	go func() { closed <- c.w.Close() }()
+	go func() {
+		err := c.w.Close()
+		if mirrorErr := c.mirrors.end(); err == nil {
+			err = mirrorErr
+		}
+		closed <- err
+	}()
 	var err error
 	if streaming {
 		err = c.report(closed)
 	} else {
 		err = <-closed
 	}
-	for _, e := range c.w.Events() {
-		c.tell(e)
-	}
+	c.tellMirrors()
+	c.tellSegments()
 	if c.done {
 		c.debugf("stopped log streaming at %s (timeline %d)", c.next, c.timeline)
 	}

@@ -24,6 +24,8 @@ type Events struct {
 	Hole func(Hole) error
 	// DiskFull: with WaitOnDiskFull, the disk is full, or has room again.
 	DiskFull func(DiskFull) error
+	// Mirror: a mirror failed, or is back.
+	Mirror func(MirrorChange) error
 	// Progress is called at most once per ProgressInterval, only when something has changed.
 	Progress func(Progress) error
 	// Reconnect is asked for a new connection after one was lost, with growing pauses. An error gives up: Receive then
@@ -79,6 +81,9 @@ type Progress struct {
 	ServerTime   time.Time        // the server's clock in its last message
 	ReceivedTime time.Time        // ours at that moment
 	Segment      string           // the segment being written, without .partial
+
+	Mirrors       int // of Options.Mirrors, those that are written in step
+	MirrorsFailed int // and those that are not, at the moment
 }
 
 // Progress tells where the receive is. Any goroutine, at any time.
