@@ -587,6 +587,7 @@ func (c *copyStream) publish(state State) {
 func (c *copyStream) flush(streaming bool) error {
 	c.blind = time.Now()
 	closed := make(chan error)
+	c.mirrors.flush()
 	go func() {
 		err := c.w.Close()
 		if mirrorErr := c.mirrors.end(); err == nil {

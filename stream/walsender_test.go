@@ -285,7 +285,17 @@ func (p *play) tellers(owner string) Events {
 			return tell("switched %d-%d at %s, going on at %s", s.OldTimeline, s.NewTimeline, s.SwitchLSN, s.StartLSN)
 		},
 		Hole: func(h Hole) error {
-			return tell("%s %s-%s", [...]string{"hole", "filled", "lost"}[h.State], h.LSN, h.EndLSN)
+			where := ""
+			if h.Directory != "wal" {
+				where = h.Directory + " "
+			}
+			return tell("%s%s %s-%s", where, [...]string{"hole", "filled", "lost"}[h.State], h.LSN, h.EndLSN)
+		},
+		Mirror: func(m MirrorChange) error {
+			if m.State == MirrorRestored {
+				return tell("%s restored", m.Directory)
+			}
+			return tell("%s failed: %v", m.Directory, m.Err)
 		},
 		DiskFull: func(d DiskFull) error {
 			if d.Full {
