@@ -390,7 +390,7 @@ func (m *mirror) start(s *mirrored) error {
 	defer ms.mu.Unlock()
 	m.look()
 	m.ready = s
-	if m.attached {
+	if m.attached && ms.stream == s {
 		m.joined()
 	}
 	return nil

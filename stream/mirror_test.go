@@ -3,6 +3,7 @@ package stream
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -758,5 +759,85 @@ func TestMirrorPowerCut(t *testing.T) {
 			q.hasWAL(1, 0x300000, 0x600080)
 			q.equals(left[1])
 		}
+	})
+}
+
+// With WaitOnDiskFull the full disk of a required mirror is waited for.
+func TestRequiredMirrorIsFull(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPlay(t, oneTimeline(0x600080))
+		paths, mirrors := p.withMirrors(1)
+		var full atomic.Bool
+		mirrors[0].hook = func(op, _ string) error {
+			if op == "write" && full.Load() {
+				return unix.ENOSPC
+			}
+			return nil
+		}
+		p.on = func(event string) error {
+			if strings.HasPrefix(event, "completed 000000010000000000000003") {
+				full.Store(true)
+				time.AfterFunc(3*diskRetry, func() { full.Store(false) })
+			}
+			return nil
+		}
+		p.receive(Options{Slot: "s", StartLSN: 0x300000, EndLSN: 0x60007F, WaitOnDiskFull: true, Mirrors: paths, MirrorRequired: true,
+			ReceiveTimeout: -1, StatusInterval: -1})
+		p.is(p.serve())
+		p.equals(mirrors[0])
+		if !slices.ContainsFunc(p.events, func(e string) bool { return strings.HasPrefix(e, "full: mirror \"m1\": ") }) {
+			t.Errorf("%q", p.events)
+		}
+		p.usable()
+	})
+}
+
+// A mirror with a hole that cannot be filled is none where holes are to end the receive.
+func TestMirrorWithAHole(t *testing.T) {
+	both(t, func(t *testing.T, required bool) {
+		p := newPlay(t, oneTimeline(0xA00080))
+		paths, mirrors := p.withMirrors(1)
+		for _, number := range "35" {
+			name := "00000001000000000000000" + string(number)
+			mirrors[0].put(name, p.c.wal(1, segment.LSN(number-'0')<<20, 1<<20), int64(testSize))
+		}
+		p.receive(Options{Slot: "s", StartLSN: 0x600000, Repair: RepairStop, Mirrors: paths, MirrorRequired: required,
+			ReceiveTimeout: -1, StatusInterval: -1})
+		p.identify()
+		want := []string{"m1 hole 0/400000-0/500000", "m1 lost 0/400000-0/500000",
+			"m1 failed: segment 000000010000000000000004 is missing, and the first directory does not have it"}
+		if required {
+			p.end(segment.ErrGap)
+			p.usable()
+		} else {
+			p.startReplication(0x600000)
+			time.Sleep(5 * mirrorRetry)
+			p.stopped()
+		}
+		if !slices.Equal(p.events, want) {
+			t.Errorf("%q, expected %q", p.events, want)
+		}
+	})
+}
+
+// Callbacks can stop the receive, as everywhere.
+func TestMirrorCallbackStops(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPlay(t, oneTimeline(0xA00080))
+		enough := errors.New("enough")
+		p.on = func(event string) error {
+			if strings.HasPrefix(event, "missing failed") {
+				return enough
+			}
+			return nil
+		}
+		p.withMirrors(0)
+		p.receive(Options{StartLSN: 0x300000, Mirrors: []string{"missing"}, ReceiveTimeout: -1, StatusInterval: -1})
+		p.identify()
+		p.startReplication(0x300000)
+		p.expect("status 0/300000 0/0")
+		p.copyEnds()
+		p.end(ErrStopped, enough)
+		p.usable()
 	})
 }

@@ -39,7 +39,7 @@ type MirrorChange struct {
 // first. One that is too far behind is let go, and fetches from the first directory's files what it has missed; where mirrors are
 // required the server waits for them instead.
 //
-// Receive's goroutine calls the methods. Those without a comment about it do nothing without mirrors (nil).
+// Receive's goroutine calls the methods, if nothing else is said. Those that copyStream calls do nothing on nil: no mirrors.
 type mirrors struct {
 	list     []*mirror
 	required bool
@@ -454,10 +454,10 @@ func (r *receiver) showMirrors() {
 
 // closeMirrors ends the mirrors: what was passed on to those that are written in step gets durable. One that is not required and
 // hangs is left alone after mirrorGrace: its goroutine ends, and closes its files, when the disk lets it.
-func (r *receiver) closeMirrors() {
+func (r *receiver) closeMirrors() error {
 	ms := r.mirrors
 	if ms == nil {
-		return
+		return nil
 	}
 	ms.end()
 	ms.mu.Lock()
@@ -497,6 +497,7 @@ func (r *receiver) closeMirrors() {
 	ms.first = nil
 	ms.source.Unlock()
 	r.tellMirrors()
+	return ms.failure()
 }
 
 // look looks into the first directory. Any goroutine.

@@ -123,7 +123,11 @@ func (s *Session) Receive(ctx context.Context, o Options) (err error) {
 			err = closeErr
 		}
 	}()
-	defer r.closeMirrors()
+	defer func() {
+		if closeErr := r.closeMirrors(); err == nil {
+			err = closeErr
+		}
+	}()
 	if err := r.openMirrors(ctx); err != nil {
 		return err
 	}
