@@ -42,6 +42,21 @@ func (d *Directory) Complete(size Size, wanted func(ID) bool) (map[ID]string, er
 	return complete, nil
 }
 
+// Files gives the names of all files of a segment, complete and partial.
+func (d *Directory) Files(id ID, size Size) ([]string, error) {
+	files, err := d.files()
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	for _, f := range files {
+		if f.base == id.Name(size) {
+			names = append(names, f.name)
+		}
+	}
+	return names, nil
+}
+
 // Source is a segment's file that is copied to another directory.
 type Source struct {
 	file
@@ -49,7 +64,7 @@ type Source struct {
 	in   File
 }
 
-// Source opens the file of a complete segment, whatever its form. Its errors, and those of reading it, are ErrSource.
+// Source opens the file of a segment, whatever its form. Its errors, and those of reading it, are ErrSource.
 func (d *Directory) Source(name string) (*Source, error) {
 	f, ok := parseFile(name)
 	if !ok {
@@ -91,11 +106,11 @@ func (s *Source) Read(b []byte, offset int64) error {
 // Close closes the file, which was only read.
 func (s *Source) Close() error { return s.in.Close() }
 
-// CopySegment copies a complete segment into this directory, byte for byte and under the same name: it appears whole and durable, or
-// not at all. A plain one is written as a Writer writes, and so replaces its .partial, and is checked; o says how. goOn is
-// asked now and then, and ends the copying with its error.
+// CopySegment copies a segment's file that does not change any more into this directory, byte for byte and under the same name: it
+// appears whole and durable, or not at all. A plain complete one is written as a Writer writes, and so replaces its .partial, and is
+// checked; o says how. goOn is asked now and then, and ends the copying with its error.
 func (d *Directory) CopySegment(from *Source, id ID, o WriterOptions, goOn func() error) error {
-	if from.compression == Plain {
+	if from.compression == Plain && !from.partial {
 		return d.copyPlain(from, id, o, goOn)
 	}
 	return d.copyRaw(from, o, goOn)
@@ -185,11 +200,12 @@ func (d *Directory) copyRaw(from *Source, o WriterOptions, goOn func() error) (e
 	if err := d.dir.Rename(temporary, from.name); err != nil {
 		return wrap("rename file", err)
 	}
-	return d.retirePartials(from.base, o)
+	return d.retirePartials(from, o)
 }
 
-// retirePartials makes a complete segment's name durable, and then removes what there is of it as a partial one.
-func (d *Directory) retirePartials(base string, o WriterOptions) error {
+// retirePartials makes the name of a copy durable; if it is of a complete segment it then removes what there is of that as a partial
+// one.
+func (d *Directory) retirePartials(from *Source, o WriterOptions) error {
 	sync := func() error {
 		if o.NoSync {
 			return nil
@@ -199,14 +215,14 @@ func (d *Directory) retirePartials(base string, o WriterOptions) error {
 		}
 		return nil
 	}
-	if err := sync(); err != nil {
+	if err := sync(); err != nil || from.partial {
 		return err
 	}
 	files, err := d.files()
 	if err != nil {
 		return err
 	}
-	files = slices.DeleteFunc(files, func(f file) bool { return f.base != base || !f.partial })
+	files = slices.DeleteFunc(files, func(f file) bool { return f.base != from.base || !f.partial })
 	for _, f := range files {
 		if err := d.dir.Remove(f.name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return failure("remove file", d.full(f.name), err)

@@ -750,7 +750,7 @@ func (m *mirror) fill(s *mirrored, to segment.LSN) error {
 		}
 	}
 	if len(missing) == 0 {
-		return nil
+		return m.fillEnds(s, report.Begin)
 	}
 	wanted := map[segment.ID]bool{}
 	for _, p := range missing {
@@ -768,6 +768,39 @@ func (m *mirror) fill(s *mirrored, to segment.LSN) error {
 	for _, p := range missing {
 		if err := m.fillHole(s, p, sources, first); err != nil {
 			return err
+		}
+	}
+	return m.fillEnds(s, missing[0].LSN)
+}
+
+// fillEnds copies the partial segments in which earlier timelines ended, from a position on. A recovery does not need them: the next
+// timeline's segment begins with the same WAL.
+func (m *mirror) fillEnds(s *mirrored, begin segment.LSN) error {
+	for _, e := range s.o.History {
+		if begin == 0 || e.End <= begin || s.o.Size.Offset(e.End) == 0 {
+			continue
+		}
+		id := segment.At(e.Timeline, e.End, s.o.Size)
+		have, err := m.dir.Files(id, s.o.Size)
+		if err != nil {
+			return err
+		}
+		if len(have) > 0 {
+			continue
+		}
+		var names []string
+		err = m.set.look(func(first *segment.Directory) (err error) {
+			names, err = first.Files(id, s.o.Size)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		for _, name := range names {
+			err := m.copySegment(s, id, map[segment.ID]string{id: name})
+			if err != nil && !errors.Is(err, segment.ErrSource) {
+				return err
+			}
 		}
 	}
 	return nil
