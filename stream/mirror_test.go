@@ -397,7 +397,7 @@ func TestMirrorLags(t *testing.T) {
 				mirrors[0].put(name, p.c.wal(timeline, lsn, 1<<20), mib)
 			}
 		}
-		p.dir.put("000000010000000000000004.partial", p.c.wal(1, 0x400000, 0x10), mib) // where timeline 1 ended
+		p.dir.put("000000010000000000000004.partial", append(p.c.wal(1, 0x400000, 0x10), make([]byte, mib-0x10)...), mib) // where timeline 1 ended
 		mirrors[0].put("000000020000000000000004.partial", p.c.wal(2, 0x400000, 5000), mib) // behind 2 and 3
 		for _, lsn := range []segment.LSN{0x300000, 0x800000} {                             // with a hole
 			timeline := segment.Timeline(1 + lsn>>23)
