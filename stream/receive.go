@@ -49,8 +49,10 @@ type Options struct {
 	// What other programs may have added to the name of a complete segment, such as ".enc", which then counts as complete.
 	Suffixes []string
 
-	Mirrors        []string // directories that are written in step with Directory
-	MirrorRequired bool     // an error of a mirror ends the receive, and flushed means in each of them
+	// Directories that are written in step with Directory, each with its own lock, holes and errors. One that fails is tried again,
+	// and gets from Directory what it has missed. Up to 64 MiB wait in memory for those that are slower, for all together.
+	Mirrors        []string
+	MirrorRequired bool // an error of a mirror ends the receive, and flushed means in each of them
 
 	Confirm  bool          // the server is not told of a flushed position beyond that of Session.Confirm
 	SlotWait time.Duration // how long to wait for a slot that is in use; 0: not; negative: for ever
