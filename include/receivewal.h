@@ -317,8 +317,9 @@ typedef enum receivewal_problem_kind
 typedef enum receivewal_problem_state
 {
     RECEIVEWAL_PROBLEM_FOUND = 0,    /* told of each */
-    RECEIVEWAL_PROBLEM_REPAIRED = 1, /* then, of missing segments: they were fetched from the server */
-    RECEIVEWAL_PROBLEM_LOST = 2      /* or: the server no longer has them */
+    RECEIVEWAL_PROBLEM_REPAIRED = 1, /* then, of missing segments: they were fetched from the server; a mirror's, copied from the
+                                        first directory */
+    RECEIVEWAL_PROBLEM_LOST = 2      /* or: the server no longer has them; a mirror's, the first directory does not have them */
 } receivewal_problem_state;
 
 /* Something that is wrong with a directory. Valid only during the callback. */
@@ -332,7 +333,7 @@ typedef struct receivewal_problem
     receivewal_lsn end_lsn; /* to end_lsn on this timeline fails, unless it is a LEFTOVER or REPAIRED */
     const char *file;       /* file name within the directory; "" where it is about a range */
     const char *text;       /* a sentence */
-    const char *directory;  /* which one: options.directory or a mirror, as it was given */
+    const char *directory;  /* which one: options.directory or a mirror, as it was given but absolute */
 } receivewal_problem;
 
 /* The disk is full, or has room again (on_disk_full). Valid only during the callback. */
@@ -357,7 +358,7 @@ typedef struct receivewal_mirror
     size_t size; /* of this struct, set by the library */
     receivewal_mirror_state state;
     receivewal_status status; /* why it failed: one of the directory's (50 to 62); OK when it is back */
-    const char *directory;    /* as it was given */
+    const char *directory;    /* as it was given, but absolute */
     const char *errmsg;       /* why it failed, in a sentence; "" when it is back */
 } receivewal_mirror;
 
@@ -498,10 +499,12 @@ typedef struct receivewal_options
                                            as complete. Each begins with a dot. Besides .gz .lz4 .zst .zstd .bz2 .xz .aes .gpg .enc .age */
     size_t suffix_count;
     const char *const *mirrors;         /* directories that are written in step with the first. Each is locked, and has holes and
-                                           errors of its own, told by events.problem and events.mirror */
+                                           errors of its own, told by events.problem and events.mirror. It gets what it lacks from the first
+                                           directory. Up to 64 MiB of WAL wait in memory for those that are slower, for all together */
     size_t mirror_count;                /* 16 at most */
-    int mirror_required;                /* non-zero: a mirror's error ends the receive, and flushed means in each of them. Else the receive
-                                           goes on without it, and tries it again */
+    int mirror_required;                /* non-zero: a mirror's error ends the receive, flushed means in each of them, and segment_completed
+                                           waits for them. Else the receive goes on without it, tries it again every 10 seconds, and
+                                           at its end waits 10 seconds at most for one that hangs */
     int confirm;                        /* non-zero: the flushed position is not told to the server beyond receivewal_confirm, and none
                                            before the first; a server that shuts down waits for all to be confirmed */
     int slot_wait;                      /* milliseconds to wait for a slot that is in use, asking each second; 0: don't; negative: for ever */

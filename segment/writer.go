@@ -134,6 +134,13 @@ func (w *Writer) Events() []Event {
 	return events
 }
 
+// Busy tells whether the syncer has something to do. Any goroutine.
+func (w *Writer) Busy() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.err == nil && w.due()
+}
+
 // aheadBytes bounds the data in complete segments that wait for the disk.
 const aheadBytes = 64 << 20
 

@@ -57,6 +57,8 @@ type copyStream struct {
 	blind     time.Time   // since when nothing is read, because of the disk; zero: it is read
 	full      time.Time   // when writing failed on a full disk that we wait for; zero: it did not
 
+	events []segment.Event // to be told
+
 	segment string     // the name of the segment that is being written,
 	named   segment.ID // which is this one
 
@@ -82,12 +84,9 @@ const (
 	endTimeline        // the server has sent CopyDone
 )
 
-func newCopyStream(r *receiver) *copyStream {
-	c := &copyStream{receiver: r, c: r.s.wire, next: r.start}
-	if r.o.Confirm && !r.filling {
-		r.s.hold.reach(r.start)
-	}
-	c.w = r.dir.NewWriter(segment.WriterOptions{
+// writerOptions says how the stream that begins is written.
+func (r *receiver) writerOptions() segment.WriterOptions {
+	return segment.WriterOptions{
 		Timeline:         r.timeline,
 		Start:            r.start,
 		Size:             r.sys.SegmentSize,
@@ -97,11 +96,21 @@ func newCopyStream(r *receiver) *copyStream {
 		CheckPages:       r.o.CheckPages,
 		Synchronous:      r.o.Synchronous,
 		NoSync:           r.o.NoSync,
-		Notify: func() {
-			c.news.Store(true)
-			c.s.wake()
-		},
-	})
+	}
+}
+
+func newCopyStream(r *receiver) *copyStream {
+	c := &copyStream{receiver: r, c: r.s.wire, next: r.start}
+	if r.o.Confirm && !r.filling {
+		r.s.hold.reach(r.start)
+	}
+	o := r.writerOptions()
+	o.Notify = func() {
+		c.news.Store(true)
+		c.s.wake()
+	}
+	c.w = r.dir.NewWriter(o)
+	c.mirrors.feeds(c.w)
 	c.guard = newGuard(func() error {
 		c.lastHeard = time.Now() // it is not the server who is silent
 		return c.sendStatus(false)
@@ -172,10 +181,11 @@ func (c *copyStream) loop(ctx context.Context) (ending, error) {
 // flushNow makes durable what was written, and tells the server. Where the disk is not busy with more than that, it is waited for
 // here: what arrives meanwhile is flushed together the next time.
 func (c *copyStream) flushNow() error {
-	if max(c.w.Flushed(), c.wanted) >= c.w.Written() {
+	if max(c.durable(), c.wanted) >= c.w.Written() {
 		return nil
 	}
 	c.wanted = c.w.Written()
+	c.mirrors.flush()
 	c.guard.enter()
 	done := c.w.Sync()
 	c.guard.leave()
@@ -186,7 +196,10 @@ func (c *copyStream) flushNow() error {
 		return err
 	}
 	c.changed = true
-	return c.sendStatus(false)
+	if c.flushed() > c.reported {
+		return c.sendStatus(false)
+	}
+	return nil
 }
 
 // await waits for the server, the syncer, a stop or the time of the next status update. While the disk is behind,
@@ -223,11 +236,13 @@ func (c *copyStream) await() error {
 
 // quiet tells whether the server alone can have something to tell: not the syncer, nor the caller.
 func (c *copyStream) quiet() bool {
-	return c.w.Flushed() >= max(c.wanted, c.reported) && !c.o.Confirm && c.o.Events.Data == nil
+	return c.durable() >= max(c.wanted, c.reported) && !c.o.Confirm && c.o.Events.Data == nil
 }
 
 // reads tells whether there is room for more data.
-func (c *copyStream) reads() bool { return c.full.IsZero() && c.w.Ready() && c.dataHasRoom() }
+func (c *copyStream) reads() bool {
+	return c.full.IsZero() && c.w.Ready() && c.dataHasRoom() && c.mirrors.ready()
+}
 
 // dataHasRoom tells whether the caller comes for its data.
 func (c *copyStream) dataHasRoom() bool {
@@ -271,6 +286,7 @@ func (c *copyStream) store(data []byte) (ending, error) {
 	}
 	c.full = time.Time{}
 	c.diskHasRoom()
+	c.mirrors.append(c.next, data[:n])
 	c.c.used(n)
 	c.payload -= n
 	c.next += segment.LSN(n)
@@ -392,7 +408,7 @@ func (c *copyStream) takeKeepalive(length int) (more bool, err error) {
 	}
 	// The reply waits for a flush, if it reports one: a server that shuts down waits for everything to be flushed.
 	if c.reportsFlush() {
-		c.w.Flush()
+		c.flushWritten()
 	}
 	if c.owed.IsZero() {
 		c.owed = time.Now()
@@ -409,15 +425,19 @@ func (c *copyStream) heard(b []byte) {
 
 // settle passes on what the writer's syncer has done, and reports it to the server where it waits for that.
 func (c *copyStream) settle() error {
-	answered := c.s.hold.changed()
-	if !c.news.Swap(false) && !answered {
+	answered, fresh := c.s.hold.changed(), c.mirrors.isFresh()
+	if !c.news.Swap(false) && !answered && !fresh {
 		return nil
 	}
 	c.publish(c.state()) // what the callbacks look at must not be older than what they are told
-	for _, e := range c.w.Events() {
-		c.tell(e)
+	if fresh {
+		c.tellMirrors()
 	}
+	c.tellSegments()
 	if err := c.w.Err(); err != nil {
+		return err
+	}
+	if err := c.mirrors.failure(); err != nil {
 		return err
 	}
 	c.changed = true
@@ -425,6 +445,28 @@ func (c *copyStream) settle() error {
 		return c.sendStatus(false)
 	}
 	return nil
+}
+
+// flushWritten asks for a flush of everything written so far.
+func (c *copyStream) flushWritten() {
+	c.w.Flush()
+	c.mirrors.flush()
+}
+
+// durable is the end of what is durable, in the first directory and in the mirrors that are required.
+func (c *copyStream) durable() segment.LSN { return c.mirrors.flushed(c.w.Flushed()) }
+
+// tellSegments tells the caller of segments: of a complete one once it is durable wherever it has to be.
+func (c *copyStream) tellSegments() {
+	c.events = append(c.events, c.w.Events()...)
+	for len(c.events) > 0 {
+		e := c.events[0]
+		if end := e.ID.End(c.sys.SegmentSize); e.Complete && c.mirrors.flushed(end) < end {
+			return
+		}
+		c.events = c.events[1:]
+		c.tell(e)
+	}
 }
 
 // tell tells the caller of a segment.
@@ -477,13 +519,13 @@ func (c *copyStream) keepUp(now time.Time) error {
 func (c *copyStream) flushInTime(now time.Time) {
 	switch {
 	case c.o.FlushInterval <= 0 || c.o.Synchronous:
-	case max(c.w.Flushed(), c.wanted) >= c.w.Written():
+	case max(c.durable(), c.wanted) >= c.w.Written():
 		c.unflushed = time.Time{}
 	case c.unflushed.IsZero():
 		c.unflushed = now
 	case now.Sub(c.unflushed) >= c.o.FlushInterval:
 		c.unflushed, c.wanted = time.Time{}, c.w.Written()
-		c.w.Flush()
+		c.flushWritten()
 	}
 }
 
@@ -508,7 +550,7 @@ func (c *copyStream) replyDue(now time.Time) bool {
 // replyTime is when a reply that is owed does not wait for the disk any longer; zero: never. For the caller (see hold) only the
 // first one waits: another one follows when there is something new to tell.
 func (c *copyStream) replyTime() time.Time {
-	if c.owed.IsZero() || c.answered && c.w.Flushed() >= c.w.Written() {
+	if c.owed.IsZero() || c.answered && c.durable() >= c.w.Written() {
 		return time.Time{}
 	}
 	return c.owed.Add(replyPatience)
@@ -575,7 +617,7 @@ func (c *copyStream) reportsFlush() bool { return c.o.Slot != "" || c.o.Synchron
 // flushed is the flushed position that the server may be told: what is durable, and neither waits for Events.Data nor for
 // Session.Confirm.
 func (c *copyStream) flushed() segment.LSN {
-	flushed := c.w.Flushed()
+	flushed := c.durable()
 	if c.filling || c.o.Events.Data == nil && !c.o.Confirm {
 		return flushed
 	}
@@ -630,7 +672,7 @@ func (c *copyStream) state() State {
 
 // publish makes the progress visible to everybody.
 func (c *copyStream) publish(state State) {
-	written, flushed := c.w.Written(), c.w.Flushed()
+	written, flushed := c.w.Written(), c.durable()
 	if id := segment.At(c.timeline, written, c.sys.SegmentSize); id != c.named {
 		c.named, c.segment = id, id.Name(c.sys.SegmentSize)
 	}
@@ -657,16 +699,22 @@ func (c *copyStream) publish(state State) {
 func (c *copyStream) flush(streaming bool) error {
 	c.blind = time.Now()
 	closed := make(chan error)
-	go func() { closed <- c.w.Close() }()
+	c.mirrors.flush()
+	go func() {
+		err := c.w.Close()
+		if mirrorErr := c.mirrors.end(); err == nil {
+			err = mirrorErr
+		}
+		closed <- err
+	}()
 	var err error
 	if streaming {
 		err = c.report(closed)
 	} else {
 		err = <-closed
 	}
-	for _, e := range c.w.Events() {
-		c.tell(e)
-	}
+	c.tellMirrors()
+	c.tellSegments()
 	if c.done {
 		c.debugf("stopped log streaming at %s (timeline %d)", c.next, c.timeline)
 	}
