@@ -154,9 +154,9 @@ build_core() {
 }
 
 build_program() {
-    compile build/bin/receivewal examples/receivewal.c include/*.h -- \
-        -Iinclude "-I$(pg_config --includedir)" examples/receivewal.c \
-        -Lbuild/lib -lreceivewal "-L$(pg_config --libdir)" -lpq -lssl -lcrypto "-Wl,-rpath,\$ORIGIN/../lib"
+    compile build/bin/receivewal examples/receivewal.c examples/health.[ch] include/*.h -- \
+        -Iinclude "-I$(pg_config --includedir)" examples/receivewal.c examples/health.c \
+        -Lbuild/lib -lreceivewal "-L$(pg_config --libdir)" -lpq -lssl -lcrypto -pthread "-Wl,-rpath,\$ORIGIN/../lib"
 }
 
 build() {
@@ -250,7 +250,7 @@ soak() {
     need "${needed_to_build[@]}" "${needed_to_demo[@]}" "${needed_to_test[@]}"
     build
     tests/servers.sh all
-    RECEIVEWAL_SOAK=${1:-1} RECEIVEWAL_LONG=1 go test -v -count=1 -p 1 -timeout 0 ./tests/archive ./tests/guest
+    RECEIVEWAL_SOAK=${1:-1} RECEIVEWAL_LONG=1 go test -v -count=1 -p 1 -timeout 0 ./tests/archive ./tests/e2e ./tests/guest
 }
 
 fuzz() {

@@ -48,7 +48,7 @@ func check(directory string, options segment.CheckOptions) operation {
 func receive(options stream.Options, wanted uint32) operation {
 	return func(ctx context.Context, s *session) (any, error) {
 		panicOnPurpose("operation", options.Directory)
-		options.Events = s.queue.listen(wanted)
+		options.Events, options.DataAhead = s.queue.listen(wanted), dataAhead
 		if wanted&C.RW_CORE_WANT_RECONNECT != 0 {
 			options.Events.Reconnect = s.reconnect
 		}
@@ -87,6 +87,9 @@ func (q *queue) listen(wanted uint32) stream.Events {
 	}
 	if wanted&C.RW_CORE_WANT_DISK_FULL != 0 {
 		events.DiskFull = func(d stream.DiskFull) error { q.add(d); return nil }
+	}
+	if wanted&C.RW_CORE_WANT_DATA != 0 {
+		events.Data = q.addData
 	}
 	return events
 }

@@ -312,7 +312,7 @@ static uint32_t wanted(const receivewal_events *events)
            (events->segment_completed != NULL ? RW_CORE_WANT_COMPLETED : 0) |
            (events->timeline_switched != NULL ? RW_CORE_WANT_TIMELINE : 0) | (events->progress != NULL ? RW_CORE_WANT_PROGRESS : 0) |
            (events->reconnect != NULL ? RW_CORE_WANT_RECONNECT : 0) | (events->problem != NULL ? RW_CORE_WANT_PROBLEM : 0) |
-           (events->disk_full != NULL ? RW_CORE_WANT_DISK_FULL : 0);
+           (events->disk_full != NULL ? RW_CORE_WANT_DISK_FULL : 0) | (events->data != NULL ? RW_CORE_WANT_DATA : 0);
 }
 
 /* Checks the options and makes a request of them. directory: room for an absolute path; it and ours must outlive the request. */
