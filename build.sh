@@ -187,9 +187,9 @@ build_core() {
 
 # build_program OUTPUT LIBDIR: the program, which finds the libraries in ../LIBDIR, or, with "", where the system has its own.
 build_program() {
-    compile "$1" examples/receivewal.c include/*.h -- \
-        -Iinclude "-I$(pg_config --includedir)" examples/receivewal.c -Wl,-z,now -Wl,-z,relro \
-        -Lbuild/lib -lreceivewal "-L$(pg_config --libdir)" -lpq -lssl -lcrypto ${2:+"-Wl,-rpath,\$ORIGIN/../$2"}
+    compile "$1" examples/receivewal.c examples/health.[ch] include/*.h -- \
+        -Iinclude "-I$(pg_config --includedir)" examples/receivewal.c examples/health.c -Wl,-z,now -Wl,-z,relro \
+        -Lbuild/lib -lreceivewal "-L$(pg_config --libdir)" -lpq -lssl -lcrypto -pthread ${2:+"-Wl,-rpath,\$ORIGIN/../$2"}
 }
 
 # What bench/ runs: hosts of the library and the programs that show the machine's limits.
@@ -322,7 +322,7 @@ soak() {
     need "${needed_to_build[@]}" "${needed_to_demo[@]}" "${needed_to_test[@]}"
     build
     tests/servers.sh all
-    RECEIVEWAL_SOAK=${1:-1} RECEIVEWAL_LONG=1 go test -v -count=1 -p 1 -timeout 0 ./tests/archive ./tests/guest
+    RECEIVEWAL_SOAK=${1:-1} RECEIVEWAL_LONG=1 go test -v -count=1 -p 1 -timeout 0 ./tests/archive ./tests/e2e ./tests/guest
 }
 
 support() {

@@ -191,6 +191,13 @@ func receivewal_core_lost(id C.uint64_t, reason *C.char) (status C.receivewal_st
 	return C.RECEIVEWAL_OK
 }
 
+//export receivewal_core_taken
+func receivewal_core_taken(id C.uint64_t, bytes C.uint64_t) (status C.receivewal_status) {
+	defer guard(&status, nil)
+	lookup(id).taken(uint64(bytes))
+	return C.RECEIVEWAL_OK
+}
+
 //export receivewal_core_confirm
 func receivewal_core_confirm(id C.uint64_t, lsn C.receivewal_lsn, text **C.char) (status C.receivewal_status) {
 	defer guard(&status, text)
@@ -295,6 +302,16 @@ func eventOf(e event) *C.rw_core_event {
 		if e.Err != nil {
 			setError(c, e.Err)
 		}
+	case *dataEvent:
+		c.kind, c.data = C.RW_CORE_DATA, e.bytes
+		*(*C.receivewal_data)(u) = C.receivewal_data{
+			size:       C.sizeof_receivewal_data,
+			timeline:   C.uint32_t(e.Timeline),
+			lsn:        C.receivewal_lsn(e.LSN),
+			server_lsn: C.receivewal_lsn(e.ServerLSN),
+			data:       e.bytes,
+			length:     C.size_t(e.length),
+		}
 	case doneEvent:
 		setDone(c, u, e)
 	}
@@ -387,8 +404,24 @@ func setProgress(c *C.receivewal_progress, p stream.Progress) {
 
 		mirrors:        C.uint32_t(p.Mirrors),
 		mirrors_failed: C.uint32_t(p.MirrorsFailed),
+		reported_lsn:   C.receivewal_lsn(p.ReportedLSN),
+		confirmed_lsn:  C.receivewal_lsn(p.ConfirmedLSN),
+		lag:            C.uint64_t(p.Lag),
+		lag_time:       milliseconds(p.LagTime),
+		rate:           C.uint64_t(p.Rate),
+		catch_up_time:  milliseconds(p.CatchUpTime),
+		flush_time:     C.int64_t(max(p.FlushTime, 0)+time.Microsecond-1) / C.int64_t(time.Microsecond),
+		flush_time_max: C.int64_t(max(p.FlushTimeMax, 0)+time.Microsecond-1) / C.int64_t(time.Microsecond),
 	}
 	setName(&c.segment, p.Segment)
+}
+
+// milliseconds of a duration: 0 only for 0, -1 for a negative one.
+func milliseconds(d time.Duration) C.int64_t {
+	if d < 0 {
+		return -1
+	}
+	return C.int64_t((d + time.Millisecond - 1) / time.Millisecond)
 }
 
 func microseconds(t time.Time) C.int64_t {

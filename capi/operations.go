@@ -48,7 +48,7 @@ func check(directory string, options segment.CheckOptions) operation {
 func receive(options stream.Options, wanted uint32) operation {
 	return func(ctx context.Context, s *session) (any, error) {
 		panicOnPurpose("operation", options.Directory)
-		options.Events = s.queue.listen(wanted)
+		options.Events, options.DataAhead = s.queue.listen(wanted), dataAhead
 		if wanted&C.RW_CORE_WANT_RECONNECT != 0 {
 			options.Events.Reconnect = s.reconnect
 		}
@@ -90,6 +90,9 @@ func (q *queue) listen(wanted uint32) stream.Events {
 	}
 	if wanted&C.RW_CORE_WANT_MIRROR != 0 {
 		events.Mirror = func(m stream.MirrorChange) error { q.add(m); return nil }
+	}
+	if wanted&C.RW_CORE_WANT_DATA != 0 {
+		events.Data = q.addData
 	}
 	return events
 }

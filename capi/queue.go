@@ -15,7 +15,7 @@ import (
 const maxLogs = 1000
 
 // An event is a logEvent, a segmentEvent, a stream.TimelineSwitch, a stream.Progress, a stream.Hole, a stream.DiskFull, a
-// stream.MirrorChange, a reconnectEvent or a doneEvent.
+// stream.MirrorChange, a *dataEvent, a reconnectEvent or a doneEvent.
 type event any
 
 type logEvent struct {
@@ -38,7 +38,7 @@ type doneEvent struct {
 }
 
 // queue holds events until the loader takes them, and keeps the loader's eventfd readable while there are any. Segments,
-// timelines and ends are never dropped, a progress gives way to the next.
+// timelines, data and ends are never dropped, a progress gives way to the next.
 type queue struct {
 	fd int // the eventfd
 

@@ -96,6 +96,7 @@ func (s *session) close() {
 	s.cancel()
 	s.work.Wait()
 	s.closeFiles()
+	s.queue.drop()
 	alive.Add(-1)
 }
 
@@ -169,6 +170,13 @@ func (s *session) confirm(lsn segment.LSN) error {
 		return stream.ErrInvalid
 	}
 	return s.stream.Confirm(lsn)
+}
+
+// taken tells that the host has taken the next n bytes of data.
+func (s *session) taken(n uint64) {
+	if s.stream != nil {
+		s.stream.DataTaken(int(n))
+	}
 }
 
 func (s *session) take() []event { return s.queue.take() }

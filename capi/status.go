@@ -20,6 +20,7 @@ var statuses = []struct {
 }{
 	{syscall.EMFILE, C.RECEIVEWAL_ERR_LIMIT}, // whatever it was that needed a descriptor
 	{syscall.ENFILE, C.RECEIVEWAL_ERR_LIMIT},
+	{syscall.ENOMEM, C.RECEIVEWAL_ERR_LIMIT},
 	{stream.ErrStopped, C.RECEIVEWAL_ERR_STOPPED},
 	{stream.ErrInvalid, C.RECEIVEWAL_ERR_INVALID},
 	{stream.ErrBusy, C.RECEIVEWAL_ERR_BUSY},
@@ -43,7 +44,6 @@ var statuses = []struct {
 	{segment.ErrForeign, C.RECEIVEWAL_ERR_FOREIGN},
 	{segment.ErrGap, C.RECEIVEWAL_ERR_GAP},
 	{errPanic, C.RECEIVEWAL_ERR_INTERNAL},
-	{syscall.ENOMEM, C.RECEIVEWAL_ERR_LIMIT},
 }
 
 func statusOf(err error) C.receivewal_status {

@@ -20,6 +20,7 @@
 #include <libpq-fe.h>
 #include <limits.h>
 #include <poll.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdatomic.h>
@@ -32,6 +33,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "health.h"
+
 #define RECONNECT_SECONDS 5
 #define OLDEST_SERVER 90300          /* as pg_receivewal 15 to 18; newer servers are not refused */
 #define POSTGRES_VERSION "18.0"      /* the pg_receivewal whose options and messages these are */
@@ -39,16 +42,17 @@
 
 typedef struct settings
 {
-    const char *directory, *slot, *compress;
+    const char *directory, *slot, *compress, *status_file, *metrics_file;
     const char *conninfo, *host, *port, *user;
     receivewal_lsn end_lsn;
     int status_interval; /* seconds */
     int wal_segsize;     /* MiB; 0: as the files say */
-    int password;        /* -1: never ask, 0: ask when the server wants one, 1: ask in any case */
     const char *mirrors[16];
     size_t mirror_count;
     bool mirror_required;
-    bool check, json, create_slot, drop_slot, if_not_exists, no_loop, no_sync, synchronous, verbose, progress;
+    int slot_wait;       /* seconds; -1: for ever */
+    int password;        /* -1: never ask, 0: ask when the server wants one, 1: ask in any case */
+    bool check, json, reserve_wal, create_slot, drop_slot, if_not_exists, no_loop, no_sync, synchronous, verbose, progress;
 } settings;
 
 static settings set = { .status_interval = 10 };
@@ -67,12 +71,16 @@ static void show_live_line(const char *text)
     fprintf(stderr, "\r\033[K%s", live_line);
 }
 
+/* Held while something is written to stderr: health.c warns from a thread of its own. */
+static pthread_mutex_t stderr_mutex = PTHREAD_MUTEX_INITIALIZER;
+
 /* One message on stderr as PostgreSQL's programs write it: "name: label: text". The live line steps aside for it. */
 static void message(const char *label, const char *format, va_list args)
 {
     char live[LIVE_LINE_LENGTH], text[8192];
     size_t length;
 
+    pthread_mutex_lock(&stderr_mutex);
     memcpy(live, live_line, sizeof(live));
     show_live_line("");
     vsnprintf(text, sizeof(text), format, args);
@@ -81,6 +89,16 @@ static void message(const char *label, const char *format, va_list args)
         text[length - 1] = '\0';
     fprintf(stderr, "%s: %s%s\n", progname, label, text);
     show_live_line(live);
+    pthread_mutex_unlock(&stderr_mutex);
+    if (strcmp(label, "error: ") == 0)
+        health_error(text);
+}
+
+static void show_progress(const char *text)
+{
+    pthread_mutex_lock(&stderr_mutex);
+    show_live_line(text);
+    pthread_mutex_unlock(&stderr_mutex);
 }
 
 static void say(const char *label, const char *format, ...)
@@ -415,7 +433,7 @@ static int on_progress(void *ctx, const receivewal_progress *progress)
     }
     else
         snprintf(line + length, sizeof(line) - (size_t) length, "%s behind", human_size((double) lag, behind));
-    show_live_line(line);
+    show_progress(line);
     return 0;
 }
 
@@ -452,10 +470,12 @@ static receivewal_status receive(PGconn *conn)
     options.mirrors = set.mirrors;
     options.mirror_count = set.mirror_count;
     options.mirror_required = set.mirror_required;
+    options.slot_wait = set.slot_wait < 0 ? -1 : set.slot_wait * 1000;
     options.events.log = on_log;
     if (set.progress && isatty(STDERR_FILENO))
         options.events.progress = on_progress;
 
+    health_receives(rw);
     atomic_store(&receiving, rw);
     if (!atomic_load(&stop_asked)) /* a signal that came before the handler could see rw */
         status = receivewal_receive(rw, &options);
@@ -463,7 +483,8 @@ static receivewal_status receive(PGconn *conn)
     if (receivewal_get_progress(rw, &progress) == RECEIVEWAL_OK && (progress.timeline != 0 || last.start_lsn == 0))
         last = progress;
 
-    show_live_line("");
+    health_receives(NULL);
+    show_progress("");
     announce_stop();
     if (status != RECEIVEWAL_OK && status != RECEIVEWAL_ERR_STOPPED)
         say_error(rw);
@@ -529,7 +550,8 @@ static int change_slot(PGconn *conn)
     if (set.drop_slot)
         status = receivewal_drop_slot(rw, set.slot, 0);
     else
-        status = receivewal_create_slot(rw, set.slot, set.if_not_exists ? RECEIVEWAL_SLOT_IF_NOT_EXISTS : 0, NULL);
+        status = receivewal_create_slot(rw, set.slot, (set.if_not_exists ? RECEIVEWAL_SLOT_IF_NOT_EXISTS : 0) |
+                                        (set.reserve_wal ? RECEIVEWAL_SLOT_RESERVE_WAL : 0), NULL);
     if (status != RECEIVEWAL_OK)
         say_error(rw);
     receivewal_detach(rw);
@@ -538,20 +560,6 @@ static int change_slot(PGconn *conn)
 }
 
 /* ---------------------------------------------------------------------------------------------- checking */
-
-/* A string as JSON has it. */
-static void print_json(const char *text)
-{
-    putchar('"');
-    for (const unsigned char *c = (const unsigned char *) text; *c != '\0'; c++)
-        if (*c == '"' || *c == '\\')
-            printf("\\%c", *c);
-        else if (*c < ' ')
-            printf("\\u%04x", *c);
-        else
-            putchar(*c);
-    putchar('"');
-}
 
 static const char *problem_name(receivewal_problem_kind kind)
 {
@@ -581,9 +589,9 @@ static int on_problem(void *ctx, const receivewal_problem *problem)
         if (*first)
             printf("{\n  \"problems\": [");
         printf("%s\n    {\"kind\": \"%s\", \"file\": ", *first ? "" : ",", problem_name(problem->kind));
-        print_json(problem->file);
+        json_string(stdout, problem->file);
         printf(", \"timeline\": %u, \"lsn\": \"%s\", \"end_lsn\": \"%s\", \"text\": ", (unsigned) problem->timeline, begin, end);
-        print_json(problem->text);
+        json_string(stdout, problem->text);
         printf("}");
     }
     else if (problem->end_lsn != 0)
@@ -665,13 +673,18 @@ static void usage(void)
            "      --check            check the directory for holes and damage instead, without a server; exit\n"
            "                         with 0 if it is sound, 2 if it has problems, 1 if it cannot be read\n"
            "      --json             print the result of --check as JSON\n"
-           "      --progress         show position, speed and lag on the terminal\n"
-           "      --wal-segsize=SIZE\n"
-           "                         size of WAL segments for --check, in megabytes (default: as the files say)\n"
+           "      --metrics-file=FILE\n"
+           "                         write metrics there once a second, for Prometheus (node_exporter's textfile collector)\n"
            "      --mirror=DIR       write into this directory as well, in step with the first; can be given more\n"
            "                         than once. One that fails is tried again, and gets what it has missed\n"
            "      --mirror-required  stop where a mirror fails; tell the server that WAL is flushed only once it is\n"
-           "                         so in each of them\n");
+           "                         so in each of them\n"
+           "      --progress         show position, speed and lag on the terminal\n"
+           "      --reserve-wal      with --create-slot: keep write-ahead log from now on, not only from the first use on\n"
+           "      --slot-wait=SECS   wait so long for a slot that is in use, -1: for ever (default: 0)\n"
+           "      --status-file=FILE write position, speed, lag and state there once a second, as JSON\n"
+           "      --wal-segsize=SIZE\n"
+           "                         size of WAL segments for --check, in megabytes (default: as the files say)\n");
     printf("\nThis is the receivewal program of libreceivewal %s.\n", receivewal_version_string());
 }
 
@@ -823,43 +836,149 @@ static void check_compression(const char *argument)
 }
 
 enum { OPT_CREATE_SLOT = 256, OPT_DROP_SLOT, OPT_IF_NOT_EXISTS, OPT_SYNCHRONOUS, OPT_NO_SYNC, OPT_PROGRESS, OPT_CHECK, OPT_JSON,
-       OPT_WAL_SEGSIZE, OPT_MIRROR, OPT_MIRROR_REQUIRED };
+       OPT_WAL_SEGSIZE, OPT_MIRROR, OPT_MIRROR_REQUIRED, OPT_STATUS_FILE, OPT_METRICS_FILE, OPT_SLOT_WAIT, OPT_RESERVE_WAL };
+
+#define SHORT_OPTIONS "d:D:E:h:np:s:S:U:vwWZ:"
+
+/* pg_receivewal's. */
+static const struct option long_options[] = {
+    { "help", no_argument, NULL, '?' },
+    { "version", no_argument, NULL, 'V' },
+    { "directory", required_argument, NULL, 'D' },
+    { "dbname", required_argument, NULL, 'd' },
+    { "endpos", required_argument, NULL, 'E' },
+    { "host", required_argument, NULL, 'h' },
+    { "port", required_argument, NULL, 'p' },
+    { "username", required_argument, NULL, 'U' },
+    { "no-loop", no_argument, NULL, 'n' },
+    { "no-password", no_argument, NULL, 'w' },
+    { "password", no_argument, NULL, 'W' },
+    { "status-interval", required_argument, NULL, 's' },
+    { "slot", required_argument, NULL, 'S' },
+    { "verbose", no_argument, NULL, 'v' },
+    { "compress", required_argument, NULL, 'Z' },
+    { "create-slot", no_argument, NULL, OPT_CREATE_SLOT },
+    { "drop-slot", no_argument, NULL, OPT_DROP_SLOT },
+    { "if-not-exists", no_argument, NULL, OPT_IF_NOT_EXISTS },
+    { "synchronous", no_argument, NULL, OPT_SYNCHRONOUS },
+    { "no-sync", no_argument, NULL, OPT_NO_SYNC },
+    { NULL, 0, NULL, 0 }
+};
+
+/* Our own. They are not abbreviated, so that what abbreviates one of pg_receivewal's goes on doing so. */
+static const struct option own_options[] = {
+    { "progress", no_argument, NULL, OPT_PROGRESS },
+    { "check", no_argument, NULL, OPT_CHECK },
+    { "json", no_argument, NULL, OPT_JSON },
+    { "status-file", required_argument, NULL, OPT_STATUS_FILE },
+    { "metrics-file", required_argument, NULL, OPT_METRICS_FILE },
+    { "slot-wait", required_argument, NULL, OPT_SLOT_WAIT },
+    { "reserve-wal", no_argument, NULL, OPT_RESERVE_WAL },
+    { "wal-segsize", required_argument, NULL, OPT_WAL_SEGSIZE },
+    { "mirror", required_argument, NULL, OPT_MIRROR },
+    { "mirror-required", no_argument, NULL, OPT_MIRROR_REQUIRED },
+    { NULL, 0, NULL, 0 }
+};
+
+static void set_own_option(int option, const char *value)
+{
+    switch (option)
+    {
+        case OPT_PROGRESS: set.progress = true; break;
+        case OPT_CHECK: set.check = true; break;
+        case OPT_JSON: set.json = true; break;
+        case OPT_STATUS_FILE: set.status_file = value; break;
+        case OPT_METRICS_FILE: set.metrics_file = value; break;
+        case OPT_SLOT_WAIT: set.slot_wait = number_option(value, "--slot-wait", -1, INT_MAX / 1000); break;
+        case OPT_RESERVE_WAL: set.reserve_wal = true; break;
+        case OPT_WAL_SEGSIZE:
+            set.wal_segsize = number_option(value, "--wal-segsize", 1, 1024);
+            if ((set.wal_segsize & (set.wal_segsize - 1)) != 0)
+                die("argument of %s must be a power of two between 1 and 1024", "--wal-segsize"); /* as initdb */
+            break;
+        case OPT_MIRROR:
+            if (set.mirror_count == sizeof(set.mirrors) / sizeof(set.mirrors[0]))
+                die("too many mirrors");
+            set.mirrors[set.mirror_count++] = value;
+            break;
+        case OPT_MIRROR_REQUIRED: set.mirror_required = true; break;
+    }
+}
+
+/* Whether the value of this argument, one of pg_receivewal's options, is the next argument. */
+static bool takes_next(const char *argument)
+{
+    if (argument[1] == '-')
+    {
+        for (const struct option *o = long_options; o->name != NULL; o++)
+            if (o->has_arg == required_argument && strncmp(o->name, argument + 2, strlen(argument + 2)) == 0)
+                return true;
+        return false;
+    }
+    for (const char *c = argument + 1; *c != '\0'; c++)
+    {
+        const char *option = strchr(SHORT_OPTIONS, *c);
+
+        if (option != NULL && option[1] == ':')
+            return c[1] == '\0';
+    }
+    return false;
+}
+
+/* Takes our own options out of the arguments. Returns how many are left. */
+static int read_own_options(int argc, char **argv)
+{
+    int left = 1;
+    bool options = true; /* no "--" yet */
+
+    for (int i = 1; i < argc; i++)
+    {
+        const char *name = argv[i] + 2, *value;
+        const struct option *own = own_options;
+
+        if (strcmp(argv[i], "--") == 0)
+            options = false;
+        if (!options || argv[i][0] != '-' || argv[i][1] == '\0')
+        {
+            argv[left++] = argv[i];
+            continue;
+        }
+        value = argv[i][1] == '-' ? strchr(name, '=') : NULL;
+        while (own->name != NULL && (argv[i][1] != '-' || strncmp(name, own->name, strlen(own->name)) != 0 ||
+                                     (name[strlen(own->name)] != '\0' && name[strlen(own->name)] != '=')))
+            own++;
+        if (own->name == NULL)
+        {
+            const bool pair = takes_next(argv[i]) && i + 1 < argc;
+
+            argv[left++] = argv[i];
+            if (pair)
+                argv[left++] = argv[++i];
+            continue;
+        }
+        if (own->has_arg == no_argument && value != NULL)
+        {
+            fprintf(stderr, "%s: option '--%s' doesn't allow an argument\n", argv[0], own->name);
+            die_with_hint(NULL);
+        }
+        if (own->has_arg == required_argument && value == NULL && i + 1 == argc)
+        {
+            fprintf(stderr, "%s: option '--%s' requires an argument\n", argv[0], own->name);
+            die_with_hint(NULL);
+        }
+        set_own_option(own->val, own->has_arg == no_argument ? NULL : value != NULL ? value + 1 : argv[++i]);
+    }
+    argv[left] = NULL;
+    return left;
+}
 
 static void read_options(int argc, char **argv)
 {
-    static const struct option long_options[] = {
-        { "help", no_argument, NULL, '?' },
-        { "version", no_argument, NULL, 'V' },
-        { "directory", required_argument, NULL, 'D' },
-        { "dbname", required_argument, NULL, 'd' },
-        { "endpos", required_argument, NULL, 'E' },
-        { "host", required_argument, NULL, 'h' },
-        { "port", required_argument, NULL, 'p' },
-        { "username", required_argument, NULL, 'U' },
-        { "no-loop", no_argument, NULL, 'n' },
-        { "no-password", no_argument, NULL, 'w' },
-        { "password", no_argument, NULL, 'W' },
-        { "status-interval", required_argument, NULL, 's' },
-        { "slot", required_argument, NULL, 'S' },
-        { "verbose", no_argument, NULL, 'v' },
-        { "compress", required_argument, NULL, 'Z' },
-        { "create-slot", no_argument, NULL, OPT_CREATE_SLOT },
-        { "drop-slot", no_argument, NULL, OPT_DROP_SLOT },
-        { "if-not-exists", no_argument, NULL, OPT_IF_NOT_EXISTS },
-        { "synchronous", no_argument, NULL, OPT_SYNCHRONOUS },
-        { "no-sync", no_argument, NULL, OPT_NO_SYNC },
-        { "progress", no_argument, NULL, OPT_PROGRESS },
-        { "check", no_argument, NULL, OPT_CHECK },
-        { "json", no_argument, NULL, OPT_JSON },
-        { "wal-segsize", required_argument, NULL, OPT_WAL_SEGSIZE },
-        { "mirror", required_argument, NULL, OPT_MIRROR },
-        { "mirror-required", no_argument, NULL, OPT_MIRROR_REQUIRED },
-        { NULL, 0, NULL, 0 }
-    };
     unsigned high, low;
     int c;
 
-    while ((c = getopt_long(argc, argv, "d:D:E:h:np:s:S:U:vwWZ:", long_options, NULL)) != -1)
+    argc = read_own_options(argc, argv);
+    while ((c = getopt_long(argc, argv, SHORT_OPTIONS, long_options, NULL)) != -1)
         switch (c)
         {
             case 'd': set.conninfo = optarg; break;
@@ -885,20 +1004,6 @@ static void read_options(int argc, char **argv)
             case OPT_IF_NOT_EXISTS: set.if_not_exists = true; break;
             case OPT_SYNCHRONOUS: set.synchronous = true; break;
             case OPT_NO_SYNC: set.no_sync = true; break;
-            case OPT_PROGRESS: set.progress = true; break;
-            case OPT_CHECK: set.check = true; break;
-            case OPT_JSON: set.json = true; break;
-            case OPT_WAL_SEGSIZE:
-                set.wal_segsize = number_option(optarg, "--wal-segsize", 1, 1024);
-                if ((set.wal_segsize & (set.wal_segsize - 1)) != 0)
-                    die("argument of %s must be a power of two between 1 and 1024", "--wal-segsize"); /* as initdb */
-                break;
-            case OPT_MIRROR:
-                if (set.mirror_count == sizeof(set.mirrors) / sizeof(set.mirrors[0]))
-                    die("too many mirrors");
-                set.mirrors[set.mirror_count++] = optarg;
-                break;
-            case OPT_MIRROR_REQUIRED: set.mirror_required = true; break;
             default: die_with_hint(NULL); /* getopt_long has said what is wrong */
         }
     if (optind < argc)
@@ -915,6 +1020,21 @@ static void check_slot_name(const char *name)
     say("error: ", "replication slot name \"%s\" is not valid", name);
     say("hint: ", "Replication slot names have 1 to 63 lower case letters, numbers and underscores.");
     exit(1);
+}
+
+static void warn_of_file(const char *file, const char *problem)
+{
+    say("warning: ", "could not write file \"%s\": %s", file, problem);
+}
+
+/* Begins to write --status-file and --metrics-file. */
+static void start_health(void)
+{
+    const health_files files = { set.status_file, set.metrics_file, set.directory, set.slot, warn_of_file };
+    int problem = health_start(&files);
+
+    if (problem != 0)
+        die("could not create thread: %s", strerror(problem));
 }
 
 /* Checks what the options mean together, in pg_receivewal's order. */
@@ -936,6 +1056,10 @@ static void check_options(void)
         die_with_hint("--wal-segsize needs --check");
     if (set.mirror_required && set.mirror_count == 0)
         die_with_hint("--mirror-required needs --mirror");
+    if (set.reserve_wal && !set.create_slot)
+        die_with_hint("--reserve-wal needs --create-slot");
+    if (set.slot_wait != 0 && set.slot == NULL)
+        die_with_hint("--slot-wait needs a slot to be specified using --slot");
     if (set.compress != NULL)
         check_compression(set.compress);
     if (!set.drop_slot && !set.create_slot)
@@ -954,6 +1078,7 @@ int main(int argc, char **argv)
 {
     const char *slash = strrchr(argv[0], '/');
     PGconn *conn;
+    int code;
 
     progname = slash != NULL ? slash + 1 : argv[0];
     if (argc > 1 && (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-?") == 0))
@@ -972,9 +1097,15 @@ int main(int argc, char **argv)
     if (set.check)
         return check_directory();
     /* Signals keep their default until here, so that they end a password prompt. */
+    if (!set.create_slot && !set.drop_slot)
+        start_health();
     conn = connect_to_server();
     if (conn == NULL)
         return 1;
     catch_signals();
-    return set.create_slot || set.drop_slot ? change_slot(conn) : receive_until_done(conn);
+    if (set.create_slot || set.drop_slot)
+        return change_slot(conn);
+    code = receive_until_done(conn);
+    health_result(code);
+    return code;
 }

@@ -312,7 +312,8 @@ static uint32_t wanted(const receivewal_events *events)
            (events->segment_completed != NULL ? RW_CORE_WANT_COMPLETED : 0) |
            (events->timeline_switched != NULL ? RW_CORE_WANT_TIMELINE : 0) | (events->progress != NULL ? RW_CORE_WANT_PROGRESS : 0) |
            (events->reconnect != NULL ? RW_CORE_WANT_RECONNECT : 0) | (events->problem != NULL ? RW_CORE_WANT_PROBLEM : 0) |
-           (events->disk_full != NULL ? RW_CORE_WANT_DISK_FULL : 0) | (events->mirror != NULL ? RW_CORE_WANT_MIRROR : 0);
+           (events->disk_full != NULL ? RW_CORE_WANT_DISK_FULL : 0) | (events->mirror != NULL ? RW_CORE_WANT_MIRROR : 0) |
+           (events->data != NULL ? RW_CORE_WANT_DATA : 0);
 }
 
 /* What a receive request points to: it must outlive the request, and is then forgotten. */

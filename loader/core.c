@@ -69,13 +69,14 @@ bool rw_forked(void)
 /* One call of the core: which, its arguments, and what it answered. */
 typedef struct job
 {
-    enum { OPEN, BEGIN, TAKE, CANCEL, RECONNECT, LOST, CONFIRM, PROGRESS, USABLE, CLOSE } what;
+    enum { OPEN, BEGIN, TAKE, CANCEL, RECONNECT, LOST, TAKEN, CONFIRM, PROGRESS, USABLE, CLOSE } what;
     uint64_t id;
     int fd, event_fd, stop_fd;
     const receivewal_connection *connection;
     rw_core_answer answer;
     const char *reason;
     receivewal_lsn lsn;
+    uint64_t bytes;
     char **text;
     rw_core_request *request;
     rw_core_event **list;
@@ -129,6 +130,7 @@ static void perform(job *j)
         case CANCEL: j->status = core.cancel(j->id); break;
         case RECONNECT: j->status = core.reconnect(j->id, j->answer, j->fd, j->connection, j->text); break;
         case LOST: j->status = core.lost(j->id, j->reason); break;
+        case TAKEN: j->status = core.taken(j->id, j->bytes); break;
         case CONFIRM: j->status = core.confirm(j->id, j->lsn, j->text); break;
         case PROGRESS: j->status = core.progress(j->id, j->progress); break;
         case USABLE: j->usable = core.usable(j->id); break;
@@ -201,6 +203,11 @@ receivewal_status rw_core_reconnect(uint64_t id, rw_core_answer answer, int fd, 
 receivewal_status rw_core_lost(uint64_t id, const char *reason)
 {
     return call(&(job){ .what = LOST, .id = id, .reason = reason });
+}
+
+receivewal_status rw_core_taken(uint64_t id, uint64_t bytes)
+{
+    return call(&(job){ .what = TAKEN, .id = id, .bytes = bytes });
 }
 
 receivewal_status rw_core_confirm(uint64_t id, receivewal_lsn lsn, char **text)
@@ -300,7 +307,7 @@ static bool resolve_all(void *library)
     return resolve(library, "receivewal_core_open", &core.open) && resolve(library, "receivewal_core_begin", &core.begin) &&
            resolve(library, "receivewal_core_take", &core.take) && resolve(library, "receivewal_core_cancel", &core.cancel) &&
            resolve(library, "receivewal_core_reconnect", &core.reconnect) && resolve(library, "receivewal_core_lost", &core.lost) &&
-           resolve(library, "receivewal_core_confirm", &core.confirm) &&
+           resolve(library, "receivewal_core_taken", &core.taken) && resolve(library, "receivewal_core_confirm", &core.confirm) &&
            resolve(library, "receivewal_core_progress", &core.progress) && resolve(library, "receivewal_core_usable", &core.usable) &&
            resolve(library, "receivewal_core_close", &core.close) && resolve(library, "receivewal_core_share", &core.share);
 }

@@ -46,6 +46,7 @@ typedef enum rw_core_op
 #define RW_CORE_WANT_PROBLEM 64u
 #define RW_CORE_WANT_DISK_FULL 128u
 #define RW_CORE_WANT_MIRROR 256u
+#define RW_CORE_WANT_DATA 512u
 
 /* Valid, with all that it points to, only until begin returns: the core copies. */
 typedef struct rw_core_request
@@ -70,6 +71,7 @@ typedef enum rw_core_kind
     RW_CORE_PROBLEM,   /* problem, directory, file, text */
     RW_CORE_DISK_FULL, /* disk_full, text */
     RW_CORE_MIRROR,    /* mirror, directory, status, text */
+    RW_CORE_DATA,      /* data; to be answered by taken, once the callback has returned 0 */
     RW_CORE_RECONNECT, /* attempt, status, text, sqlstate; to be answered by reconnect */
     RW_CORE_DONE       /* status, text, sqlstate, detail, hint; system, slot, start or check where the request asked for it */
 } rw_core_kind;
@@ -87,6 +89,7 @@ typedef struct rw_core_event
     char *sqlstate;
     char *detail;
     char *hint;
+    void *data; /* DATA: the bytes */
     union
     {
         receivewal_segment segment; /* its name is NULL: see text */
@@ -95,6 +98,7 @@ typedef struct rw_core_event
         receivewal_problem problem;     /* its strings are NULL: see directory, file and text */
         receivewal_disk_full disk_full; /* its errmsg is NULL: see text */
         receivewal_mirror mirror;       /* its strings are NULL: see directory and text; its status is not set */
+        receivewal_data data;
         int attempt;
         receivewal_check check;
         receivewal_system system;
@@ -138,6 +142,9 @@ typedef struct rw_core
 
     /* A relay's connection is lost, and why: before the core can see its end. */
     receivewal_status (*lost)(uint64_t id, const char *reason);
+
+    /* The host has taken the next so many bytes of RW_CORE_DATA. */
+    receivewal_status (*taken)(uint64_t id, uint64_t bytes);
 
     /* receivewal_confirm. On failure *text is a malloc'ed sentence, or NULL. */
     receivewal_status (*confirm)(uint64_t id, receivewal_lsn lsn, char **text);

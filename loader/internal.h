@@ -83,6 +83,9 @@ typedef struct rw_pump
     int settling;        /* how often that was begun */
     bool due;            /* events may wait */
     bool cancelled;      /* a callback wanted to stop */
+    bool refused;        /* it was that of data, which gets no more */
+    uint64_t taken;      /* bytes of data that it has returned 0 for, and the core does not know of */
+    int64_t told;        /* when the core was told last */
 } rw_pump;
 
 /* What poll_fd says that is ready. */
@@ -214,6 +217,7 @@ receivewal_status rw_core_take(uint64_t id, rw_core_event **list);
 receivewal_status rw_core_cancel(uint64_t id);
 receivewal_status rw_core_reconnect(uint64_t id, rw_core_answer answer, int fd, const receivewal_connection *connection, char **text);
 receivewal_status rw_core_lost(uint64_t id, const char *reason);
+receivewal_status rw_core_taken(uint64_t id, uint64_t bytes);
 receivewal_status rw_core_confirm(uint64_t id, receivewal_lsn lsn, char **text);
 receivewal_status rw_core_progress(uint64_t id, receivewal_progress *progress);
 int rw_core_usable(uint64_t id);

@@ -21,6 +21,10 @@
 /* How often a relay is settled before the connection counts as lost: a server that goes on and on is not idle. */
 #define SETTLE_ROUNDS 8
 
+/* How much data a host takes, and for how many milliseconds, before the core is told. */
+#define TELL_BYTES (1 << 20)
+#define TELL_INTERVAL 50
+
 int rw_not_standard(int fd)
 {
     int other;
@@ -76,6 +80,7 @@ void rw_event_free(rw_core_event *event)
     free(event->sqlstate);
     free(event->detail);
     free(event->hint);
+    free(event->data);
     free(event);
 }
 
@@ -133,6 +138,36 @@ static bool has_ended(const rw_core_event *event)
     return event != NULL;
 }
 
+static int64_t now(void)
+{
+    struct timespec t;
+
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
+}
+
+/* Tells the core what the host has taken: the server may be told that it is flushed. */
+static void tell_taken(rw_pump *p)
+{
+    if (p->taken == 0 || rw_forked())
+        return;
+    rw_core_taken(p->core_id, p->taken);
+    p->taken = 0;
+}
+
+static int deliver_data(rw_pump *p, const rw_core_event *event, const receivewal_events *events)
+{
+    if (p->refused || events->data == NULL)
+        return 0;
+    if (events->data(events->ctx, &event->u.data) != 0)
+    {
+        p->refused = true;
+        return 1;
+    }
+    p->taken += event->u.data.length;
+    return 0;
+}
+
 /* Returns what the callback answered; 0 where there is none, or none whose answer stops. */
 static int deliver(rw_pump *p, rw_core_event *event, const receivewal_events *events)
 {
@@ -167,6 +202,8 @@ static int deliver(rw_pump *p, rw_core_event *event, const receivewal_events *ev
             event->u.mirror.errmsg = text;
             event->u.mirror.directory = event->directory == NULL ? "" : event->directory;
             return events->mirror == NULL ? 0 : events->mirror(events->ctx, &event->u.mirror);
+        case RW_CORE_DATA:
+            return deliver_data(p, event, events);
         case RW_CORE_RECONNECT:
             /* Not after a stop: the core has ended, or is about to, without waiting for the answer. */
             if (!p->cancelled && !has_ended(event) && events->reconnect != NULL)
@@ -178,39 +215,7 @@ static int deliver(rw_pump *p, rw_core_event *event, const receivewal_events *ev
     return 0;
 }
 
-/* Gives the events that wait to the callbacks. Returns the request's DONE if it was among them. */
-static rw_core_event *take_events(rw_pump *p, const receivewal_events *events)
-{
-    rw_core_event *list = NULL;
-
-    p->due = false;
-    rw_core_take(p->core_id, &list);
-    while (list != NULL)
-    {
-        rw_core_event *event = list;
-
-        if (event->kind == RW_CORE_DONE)
-            return event; /* the last one */
-        if (deliver(p, event, events) != 0 && !p->cancelled && !rw_forked())
-        {
-            p->cancelled = true;
-            rw_core_cancel(p->core_id);
-        }
-        list = event->next;
-        rw_event_free(event);
-    }
-    return NULL;
-}
-
 /* ------------------------------------------------------------------------------------------------- waiting */
-
-static int64_t now(void)
-{
-    struct timespec t;
-
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
-}
 
 /* Waits until there is something to do, or until timeout milliseconds (negative: for ever) have passed. */
 static void wait_for_work(rw_pump *p, int timeout)
@@ -241,6 +246,55 @@ static void wait_for_work(rw_pump *p, int timeout)
 }
 
 /*
+ * After a callback that got data, before the next one: a host may take its time with each, and many may wait. The core learns of
+ * what was taken, and the connection goes on, where it is read and written here.
+ */
+static void between_data(rw_pump *p)
+{
+    if (p->taken >= TELL_BYTES || now() - p->told >= TELL_INTERVAL)
+    {
+        tell_taken(p);
+        p->told = now();
+    }
+    if (p->relay != NULL)
+    {
+        wait_for_work(p, 0);
+        rw_relay_work(p->relay);
+    }
+}
+
+/* Gives the events that wait to the callbacks. Returns the request's DONE if it was among them. */
+static rw_core_event *take_events(rw_pump *p, const receivewal_events *events)
+{
+    rw_core_event *list = NULL;
+
+    p->due = false;
+    p->told = now();
+    rw_core_take(p->core_id, &list);
+    while (list != NULL)
+    {
+        rw_core_event *event = list;
+
+        if (event->kind == RW_CORE_DONE)
+        {
+            p->taken = 0; /* the receive has ended */
+            return event; /* the last one */
+        }
+        if (deliver(p, event, events) != 0 && !p->cancelled && !rw_forked())
+        {
+            p->cancelled = true;
+            rw_core_cancel(p->core_id);
+        }
+        if (event->kind == RW_CORE_DATA && !rw_forked())
+            between_data(p);
+        list = event->next;
+        rw_event_free(event);
+    }
+    tell_taken(p);
+    return NULL;
+}
+
+/*
  * A request has ended, and its connection is the host's again as soon as no byte of it is left in the relay: what was read ahead of
  * the core is for the core, which knows whether that is a message that may come at any time. Returns the request's DONE, or NULL
  * while that goes on.
@@ -263,7 +317,7 @@ static rw_core_event *settle(rw_pump *p, rw_core_event *done)
     done = p->done;
     p->done = NULL;
     p->settling = 0;
-    p->cancelled = false;
+    p->cancelled = p->refused = false;
     return done;
 }
 

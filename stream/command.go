@@ -274,10 +274,12 @@ func (s *Session) readSlot(ctx context.Context, name string) (Slot, error) {
 		return slot, fail(ErrUnsupported, "a server older than 15 cannot read a replication slot")
 	}
 	row, err := s.row(ctx, fmt.Sprintf("READ_REPLICATION_SLOT %q", name), 3)
-	if hasState(err, stateSyntaxError) {
+	// Of version 13 and 14 it is an SQL command, which a physical connection refuses without an SQLSTATE (exec_replication_command
+	// in walsender.c).
+	if hasState(err, stateSyntaxError) || hasState(err, stateInternalError) {
 		return slot, fail(ErrUnsupported, "the server cannot read a replication slot: %w", err)
 	}
-	if hasState(err, stateNotInPrerequisiteState) {
+	if hasState(err, stateFeatureNotSupported) {
 		// ReadReplicationSlot in walsender.c.
 		return slot, fail(ErrNoSlot, "slot %q is a logical one, and this needs a physical one: %w", name, err)
 	}

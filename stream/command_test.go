@@ -462,7 +462,8 @@ func TestReadSlot(t *testing.T) {
 		"timeline of letters":   {answerOf("physical", "0/300000", "x"), Slot{}, ErrProtocol},
 		"too few columns":       {answerOf("physical", "0/300000"), Slot{}, ErrProtocol},
 		"no row":                {rows(), Slot{}, ErrProtocol},
-		"a logical one":         {refusal("ERROR", "55000", "cannot use READ_REPLICATION_SLOT with a logical replication slot"), Slot{}, ErrNoSlot},
+		"a logical one":         {refusal("ERROR", "0A000", "cannot use READ_REPLICATION_SLOT with a logical replication slot"), Slot{}, ErrNoSlot},
+		"command of SQL":        {refusal("ERROR", "XX000", "cannot execute SQL commands in WAL sender for physical replication"), Slot{}, ErrUnsupported},
 		"command not known":     {refusal("ERROR", "42601", "syntax error"), Slot{}, ErrUnsupported},
 		"command not permitted": {refusal("ERROR", "42501", "permission denied"), Slot{}, nil},
 	} {

@@ -142,7 +142,7 @@ func TestRefusedStream(t *testing.T) {
 					p.command(`READ_REPLICATION_SLOT "s"`, answerOf("physical", nil, nil)...)
 				}
 			case logical:
-				p.command(`READ_REPLICATION_SLOT "s"`, refusal("ERROR", "55000", "cannot use READ_REPLICATION_SLOT with a logical replication slot")...)
+				p.command(`READ_REPLICATION_SLOT "s"`, refusal("ERROR", "0A000", "cannot use READ_REPLICATION_SLOT with a logical replication slot")...)
 			case state == "55000":
 				p.command(`READ_REPLICATION_SLOT "s"`, answerOf("physical", "0/300000", 1)...)
 			}

@@ -90,6 +90,7 @@ const (
 	stateUndefinedFile          = "58P01"
 	stateNotInPrerequisiteState = "55000"
 	stateInternalError          = "XX000"
+	stateFeatureNotSupported    = "0A000"
 )
 
 // commandFailure turns the server's refusal of a command into an error.

@@ -191,7 +191,7 @@ func TestExports(t *testing.T) {
 	if len(declared) < 20 {
 		t.Fatalf("found only %q in the header", declared)
 	}
-	core := []string{"alive", "begin", "cancel", "close", "confirm", "lost", "open", "progress", "reconnect", "share", "take", "usable", "version"}
+	core := []string{"alive", "begin", "cancel", "close", "confirm", "lost", "open", "progress", "reconnect", "share", "take", "taken", "usable", "version"}
 	for i := range core {
 		core[i] = "receivewal_core_" + core[i]
 	}

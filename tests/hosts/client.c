@@ -8,13 +8,22 @@
  *     io=no          lends only the descriptor, even if the connection is encrypted
  *     reconnect=N    gives new connections, and gives up at the N-th question; reconnect=wrong: gives one that cannot be used first
  *     conninfo2=...  the connection string of the second and later connections
- *     slot=, end=, timeout=, synchronous=
+ *     data=FOLDER    writes events.data there, each segment's into a file of its name, and says where it begins and how far it is
+ *     pause=MS       takes so long for each of events.data; refuse=N: answers non-zero once it has had N bytes
+ *     confirm=FILE   options.confirm, and confirms each LSN that is a line of FILE (a FIFO), or with "all" what was written;
+ *                    confirm=data: what events.data brings
+ *     temporary=NAME creates this slot first, temporary, and uses it
+ *     convert=HOW    turns each complete segment X into X.zst.aes: in the callback, or by a process of its own
+ *     slot=, end=, timeout=, synchronous=, slotwait=
  *
  * SIGINT ends the receive. What follows a clean end is a command of the host's own on the connection.
  */
 #include <libpq-fe.h>
+#include <limits.h>
+#include <pthread.h>
 #include <receivewal_openssl.h>
 #include <signal.h>
+#include <spawn.h>
 #include <stdatomic.h>
 #include <sys/epoll.h>
 
@@ -25,6 +34,10 @@ static PGconn *conn;
 static _Atomic(receivewal *) handle;
 static int give_up_at;
 static bool wrong_first, with_io = true;
+static const char *data_folder, *confirm_file;
+static int pause_ms;
+static uint64_t refuse_at;
+static const char *convert, *directory;
 
 static void on_signal(int signo)
 {
@@ -76,11 +89,104 @@ static void on_log(void *ctx, receivewal_log_level level, const char *text)
     say(level >= RECEIVEWAL_LOG_WARNING ? "warning" : "log", text);
 }
 
+/* As compressors and encryptors do it: a new file, and the old one is removed. */
+static void convert_segment(const char *name)
+{
+    static const char script[] = "cat \"$0\" >\"$0.tmp\" && mv \"$0.tmp\" \"$0.zst.aes\" && rm \"$0\"";
+    char path[PATH_MAX], converted[PATH_MAX];
+
+    REQUIRE(snprintf(path, sizeof(path), "%s/%s", directory, name) < PATH_MAX);
+    REQUIRE(snprintf(converted, sizeof(converted), "%s.zst.aes", path) < PATH_MAX);
+    if (strcmp(convert, "process") == 0)
+    {
+        char *const args[] = { "sh", "-c", (char *)script, path, NULL };
+        pid_t pid;
+
+        REQUIRE(posix_spawn(&pid, "/bin/sh", NULL, NULL, args, NULL) == 0);
+    }
+    else
+        REQUIRE(rename(path, converted) == 0);
+}
+
 static int on_completed(void *ctx, const receivewal_segment *segment)
 {
     (void)ctx;
     say("completed", segment->name);
+    if (convert != NULL)
+        convert_segment(segment->name);
     return 0;
+}
+
+/* Into the segment's file; that of another timeline is another file. */
+static void keep(const receivewal_data *data)
+{
+    char name[RECEIVEWAL_SEGMENT_NAME_LEN], path[PATH_MAX];
+    const uint32_t size = 1u << 20; /* of the tests' servers */
+    int fd;
+
+    REQUIRE(receivewal_segment_name(data->timeline, data->lsn, size, name) == RECEIVEWAL_OK);
+    REQUIRE(snprintf(path, sizeof(path), "%s/%s", data_folder, name) < PATH_MAX);
+    REQUIRE(data->lsn % size + data->length <= size);
+    fd = open(path, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+    REQUIRE(fd >= 0 && pwrite(fd, data->data, data->length, (off_t)(data->lsn % size)) == (ssize_t)data->length);
+    close(fd);
+}
+
+static int on_data(void *ctx, const receivewal_data *data)
+{
+    static receivewal_lsn next;
+    static uint64_t bytes;
+    char begin[RECEIVEWAL_LSN_LEN], end[RECEIVEWAL_LSN_LEN];
+
+    (void)ctx;
+    REQUIRE(data->size == sizeof(*data) && data->length > 0);
+    bytes += data->length;
+    receivewal_lsn_format(data->lsn, begin);
+    if (data->lsn != next)
+        say("begins", begin);
+    if (refuse_at > 0 && bytes >= refuse_at)
+    {
+        say("refused", begin);
+        return 1;
+    }
+    keep(data);
+    if (pause_ms > 0)
+        nanosleep(&(struct timespec){ pause_ms / 1000, pause_ms % 1000 * 1000000L }, NULL);
+    next = data->lsn + data->length;
+    say("has", receivewal_lsn_format(next, end));
+    if (confirm_file != NULL && strcmp(confirm_file, "data") == 0)
+        REQUIRE(receivewal_confirm(atomic_load(&handle), next) == RECEIVEWAL_OK);
+    return 0;
+}
+
+/* Confirms what is in a file, line by line. */
+static void *confirm_lines(void *file)
+{
+    FILE *f = fopen(file, "r");
+    char line[64];
+
+    REQUIRE(f != NULL);
+    while (fgets(line, sizeof(line), f) != NULL)
+    {
+        receivewal_lsn lsn;
+        receivewal_status status;
+
+        line[strcspn(line, "\n")] = '\0';
+        if (strcmp(line, "all") == 0)
+        {
+            receivewal_progress progress = RECEIVEWAL_PROGRESS_INIT;
+
+            REQUIRE(receivewal_get_progress(atomic_load(&handle), &progress) == RECEIVEWAL_OK);
+            lsn = progress.written_lsn;
+        }
+        else
+            REQUIRE(receivewal_lsn_parse(line, &lsn) == RECEIVEWAL_OK);
+        status = receivewal_confirm(atomic_load(&handle), lsn);
+        printf("confirm %s %d %s\n", line, (int)status, status == RECEIVEWAL_OK ? "" : receivewal_errmsg(NULL));
+        fflush(stdout);
+    }
+    fclose(f);
+    return NULL;
 }
 
 static int on_reconnect(void *ctx, const receivewal_reconnection *why, receivewal_connection *c)
@@ -126,7 +232,8 @@ int main(int argc, char **argv)
     receivewal_progress progress = RECEIVEWAL_PROGRESS_INIT;
     receivewal_options o = RECEIVEWAL_OPTIONS_INIT;
     struct sigaction action = { .sa_handler = on_signal };
-    const char *loop = "block";
+    const char *loop = "block", *temporary = NULL;
+    pthread_t confirmer;
     receivewal_status status;
     receivewal_io io;
     receivewal *rw;
@@ -134,7 +241,7 @@ int main(int argc, char **argv)
 
     REQUIRE(argc >= 3);
     conninfo = conninfo2 = argv[1];
-    o.directory = argv[2];
+    o.directory = directory = argv[2];
     o.status_interval = 200; /* the tests wait for what the server hears */
     o.events.log = on_log;
     o.events.segment_completed = on_completed;
@@ -164,6 +271,26 @@ int main(int argc, char **argv)
             o.receive_timeout = atoi(value);
         else if (strcmp(argv[i], "synchronous") == 0)
             o.synchronous = 1;
+        else if (strcmp(argv[i], "slotwait") == 0)
+            o.slot_wait = atoi(value);
+        else if (strcmp(argv[i], "convert") == 0)
+            convert = value;
+        else if (strcmp(argv[i], "data") == 0)
+        {
+            data_folder = value;
+            o.events.data = on_data;
+        }
+        else if (strcmp(argv[i], "pause") == 0)
+            pause_ms = atoi(value);
+        else if (strcmp(argv[i], "refuse") == 0)
+            refuse_at = strtoull(value, NULL, 10);
+        else if (strcmp(argv[i], "confirm") == 0)
+        {
+            confirm_file = value;
+            o.confirm = 1;
+        }
+        else if (strcmp(argv[i], "temporary") == 0)
+            o.slot = temporary = value;
         else
             REQUIRE(!"a known option");
     }
@@ -178,6 +305,11 @@ int main(int argc, char **argv)
     }
     atomic_store(&handle, rw);
     say("attached", "");
+    if (temporary != NULL &&
+        receivewal_create_slot(rw, temporary, RECEIVEWAL_SLOT_TEMPORARY | RECEIVEWAL_SLOT_RESERVE_WAL, NULL) != RECEIVEWAL_OK)
+        say("no slot", receivewal_errmsg(rw));
+    if (confirm_file != NULL && strcmp(confirm_file, "data") != 0)
+        REQUIRE(pthread_create(&confirmer, NULL, confirm_lines, (void *)confirm_file) == 0);
     if (strcmp(loop, "block") == 0)
         status = receivewal_receive(rw, &o);
     else
@@ -186,11 +318,12 @@ int main(int argc, char **argv)
         if (status == RECEIVEWAL_OK)
             status = strcmp(loop, "epoll") == 0 ? in_an_event_loop(rw) : receivewal_wait(rw, -1);
     }
-    atomic_store(&handle, NULL);
     printf("status %d %s\n", (int)status, receivewal_errmsg(rw));
     receivewal_get_progress(rw, &progress);
     printf("bytes %llu reconnects %llu\n", (unsigned long long)progress.bytes, (unsigned long long)progress.reconnects);
     printf("usable %d\n", receivewal_connection_usable(rw));
+    if (confirm_file == NULL) /* its thread may be at it for ever */
+        atomic_store(&handle, NULL);
     REQUIRE(receivewal_detach(rw) == RECEIVEWAL_OK);
     fflush(stdout);
     if (conn != NULL)

@@ -36,6 +36,7 @@ receivewal_status receivewal_core_take(uint64_t id, rw_core_event **list);
 receivewal_status receivewal_core_cancel(uint64_t id);
 receivewal_status receivewal_core_reconnect(uint64_t id, rw_core_answer answer, int fd, const receivewal_connection *connection, char **text);
 receivewal_status receivewal_core_lost(uint64_t id, const char *reason);
+receivewal_status receivewal_core_taken(uint64_t id, uint64_t bytes);
 receivewal_status receivewal_core_confirm(uint64_t id, receivewal_lsn lsn, char **text);
 receivewal_status receivewal_core_progress(uint64_t id, receivewal_progress *progress);
 int receivewal_core_usable(uint64_t id);
@@ -192,6 +193,13 @@ receivewal_status receivewal_core_lost(uint64_t id, const char *reason)
 {
     (void)id;
     (void)reason;
+    return RECEIVEWAL_OK;
+}
+
+receivewal_status receivewal_core_taken(uint64_t id, uint64_t bytes)
+{
+    (void)id;
+    (void)bytes;
     return RECEIVEWAL_OK;
 }
 
