@@ -346,6 +346,9 @@ func setCheck(c *C.receivewal_check, r segment.Report) {
 		timeline:          C.uint32_t(r.Next.Timeline),
 		lsn:               C.receivewal_lsn(r.Next.LSN),
 	}
+	if r.SizeAssumed {
+		c.segment_size_assumed = 1
+	}
 	if r.Segments > 0 && r.Oldest.Timeline != 0 {
 		c.oldest_lsn = C.receivewal_lsn(r.Oldest.LSN(r.Size))
 	}

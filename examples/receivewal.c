@@ -43,6 +43,7 @@ typedef struct settings
     const char *conninfo, *host, *port, *user;
     receivewal_lsn end_lsn;
     int status_interval; /* seconds */
+    int wal_segsize;     /* MiB; 0: as the files say */
     int password;        /* -1: never ask, 0: ask when the server wants one, 1: ask in any case */
     bool check, json, create_slot, drop_slot, if_not_exists, no_loop, no_sync, synchronous, verbose, progress;
 } settings;
@@ -595,6 +596,7 @@ static int check_directory(void)
     char oldest[RECEIVEWAL_LSN_LEN], next[RECEIVEWAL_LSN_LEN];
     bool first = true;
 
+    options.segment_size = (uint32_t) set.wal_segsize << 20;
     options.decode = 1;
     options.ctx = &first;
     options.problem = on_problem;
@@ -607,15 +609,16 @@ static int check_directory(void)
     receivewal_lsn_format(check.lsn, next);
     if (set.json)
         printf("%s],\n  \"problem_count\": %llu,\n  \"leftover_count\": %llu,\n  \"segments\": %llu,\n  \"segment_size\": %u,\n"
-               "  \"system_identifier\": \"%llu\",\n  \"oldest_lsn\": \"%s\",\n  \"next_lsn\": \"%s\",\n  \"timeline\": %u\n}\n",
+               "  \"segment_size_assumed\": %s,\n  \"system_identifier\": \"%llu\",\n  \"oldest_lsn\": \"%s\",\n  \"next_lsn\": \"%s\",\n  \"timeline\": %u\n}\n",
                first ? "{\n  \"problems\": [" : "\n  ", (unsigned long long) check.problems, (unsigned long long) check.leftovers,
-               (unsigned long long) check.segments, (unsigned) check.segment_size,
+               (unsigned long long) check.segments, (unsigned) check.segment_size, check.segment_size_assumed ? "true" : "false",
                (unsigned long long) check.system_identifier, oldest, next, (unsigned) check.timeline);
     else if (check.lsn == 0 && first)
         printf("there is no WAL in \"%s\"\n", set.directory);
     else
-        printf("%llu complete segments of %u bytes from %s, going on at %s (timeline %u), system identifier %llu: %llu problems\n",
-               (unsigned long long) check.segments, (unsigned) check.segment_size, oldest, next, (unsigned) check.timeline,
+        printf("%llu complete segments of %u bytes%s from %s, going on at %s (timeline %u), system identifier %llu: %llu problems\n",
+               (unsigned long long) check.segments, (unsigned) check.segment_size,
+               check.segment_size_assumed ? " (assumed, as no file tells: see --wal-segsize)" : "", oldest, next, (unsigned) check.timeline,
                (unsigned long long) check.system_identifier, (unsigned long long) check.problems);
     return check.problems == 0 ? 0 : 2;
 }
@@ -656,7 +659,9 @@ static void usage(void)
            "      --check            check the directory for holes and damage instead, without a server; exit\n"
            "                         with 0 if it is sound, 2 if it has problems, 1 if it cannot be read\n"
            "      --json             print the result of --check as JSON\n"
-           "      --progress         show position, speed and lag on the terminal\n");
+           "      --progress         show position, speed and lag on the terminal\n"
+           "      --wal-segsize=SIZE\n"
+           "                         size of WAL segments for --check, in megabytes (default: as the files say)\n");
     printf("\nThis is the receivewal program of libreceivewal %s.\n", receivewal_version_string());
 }
 
@@ -807,7 +812,8 @@ static void check_compression(const char *argument)
     free(text);
 }
 
-enum { OPT_CREATE_SLOT = 256, OPT_DROP_SLOT, OPT_IF_NOT_EXISTS, OPT_SYNCHRONOUS, OPT_NO_SYNC, OPT_PROGRESS, OPT_CHECK, OPT_JSON };
+enum { OPT_CREATE_SLOT = 256, OPT_DROP_SLOT, OPT_IF_NOT_EXISTS, OPT_SYNCHRONOUS, OPT_NO_SYNC, OPT_PROGRESS, OPT_CHECK, OPT_JSON,
+       OPT_WAL_SEGSIZE };
 
 static void read_options(int argc, char **argv)
 {
@@ -835,6 +841,7 @@ static void read_options(int argc, char **argv)
         { "progress", no_argument, NULL, OPT_PROGRESS },
         { "check", no_argument, NULL, OPT_CHECK },
         { "json", no_argument, NULL, OPT_JSON },
+        { "wal-segsize", required_argument, NULL, OPT_WAL_SEGSIZE },
         { NULL, 0, NULL, 0 }
     };
     unsigned high, low;
@@ -869,6 +876,11 @@ static void read_options(int argc, char **argv)
             case OPT_PROGRESS: set.progress = true; break;
             case OPT_CHECK: set.check = true; break;
             case OPT_JSON: set.json = true; break;
+            case OPT_WAL_SEGSIZE:
+                set.wal_segsize = number_option(optarg, "--wal-segsize", 1, 1024);
+                if ((set.wal_segsize & (set.wal_segsize - 1)) != 0)
+                    die("argument of %s must be a power of two between 1 and 1024", "--wal-segsize"); /* as initdb */
+                break;
             default: die_with_hint(NULL); /* getopt_long has said what is wrong */
         }
     if (optind < argc)
@@ -902,6 +914,8 @@ static void check_options(void)
         die_with_hint("cannot use --check together with %s", set.create_slot ? "--create-slot" : "--drop-slot");
     if (set.json && !set.check)
         die_with_hint("--json needs --check");
+    if (set.wal_segsize != 0 && !set.check)
+        die_with_hint("--wal-segsize needs --check");
     if (set.compress != NULL)
         check_compression(set.compress);
     if (!set.drop_slot && !set.create_slot)

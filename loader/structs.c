@@ -173,8 +173,9 @@ static const field check_fields[] = {
     FIELD(receivewal_check, timeline),
     FIELD(receivewal_check, oldest_lsn),
     FIELD(receivewal_check, lsn),
+    FIELD(receivewal_check, segment_size_assumed),
 };
-LAYOUT(check, receivewal_check, RECEIVEWAL_CHECK_INIT, lsn);
+LAYOUT(check, receivewal_check, RECEIVEWAL_CHECK_INIT, segment_size_assumed);
 
 /* No struct of ours will ever be this large; a size that is was not set. */
 #define ABSURD ((size_t)64 * 1024)

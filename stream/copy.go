@@ -48,6 +48,7 @@ type copyStream struct {
 	lastHeard  time.Time // when the server last sent anything, or we last didn't want it to
 	asked      bool      // since then, a reply was asked for
 	owed       time.Time // since when the server waits for a reply; zero: it doesn't
+	answered   bool      // it has had one, but not all was flushed
 	shown      time.Time // when the last progress event was
 	changed    bool      // something has happened since then
 
@@ -83,6 +84,9 @@ const (
 
 func newCopyStream(r *receiver) *copyStream {
 	c := &copyStream{receiver: r, c: r.s.wire, next: r.start}
+	if r.o.Confirm && !r.filling {
+		r.s.hold.reach(r.start)
+	}
 	c.w = r.dir.NewWriter(segment.WriterOptions{
 		Timeline:         r.timeline,
 		Start:            r.start,
@@ -91,6 +95,7 @@ func newCopyStream(r *receiver) *copyStream {
 		History:          r.history,
 		Whole:            r.filling,
 		CheckPages:       r.o.CheckPages,
+		Synchronous:      r.o.Synchronous,
 		NoSync:           r.o.NoSync,
 		Notify: func() {
 			c.news.Store(true)
@@ -148,7 +153,9 @@ func (c *copyStream) loop(ctx context.Context) (ending, error) {
 			return end, err
 		}
 		if c.o.Synchronous {
-			c.w.Flush()
+			if err := c.flushNow(); err != nil {
+				return goingOn, err
+			}
 		}
 		if err := c.keepUp(time.Now()); err != nil {
 			return goingOn, err
@@ -160,6 +167,26 @@ func (c *copyStream) loop(ctx context.Context) (ending, error) {
 			return goingOn, err
 		}
 	}
+}
+
+// flushNow makes durable what was written, and tells the server. Where the disk is not busy with more than that, it is waited for
+// here: what arrives meanwhile is flushed together the next time.
+func (c *copyStream) flushNow() error {
+	if max(c.w.Flushed(), c.wanted) >= c.w.Written() {
+		return nil
+	}
+	c.wanted = c.w.Written()
+	c.guard.enter()
+	done := c.w.Sync()
+	c.guard.leave()
+	if !done {
+		return nil
+	}
+	if err := c.w.Err(); err != nil {
+		return err
+	}
+	c.changed = true
+	return c.sendStatus(false)
 }
 
 // await waits for the server, the syncer, a stop or the time of the next status update. While the disk is behind,
@@ -177,15 +204,35 @@ func (c *copyStream) await() error {
 		return nil
 	}
 	c.blind = time.Time{}
-	got, err := c.c.read(bufferSize, c.deadline())
+	deadline := c.deadline()
+	if c.c.hot && c.c.short() {
+		behind := c.server.end >= c.next+gatherLag
+		if behind {
+			gather()
+		}
+		if behind || c.quiet() {
+			c.c.linger(deadline)
+		}
+	}
+	got, err := c.c.read(bufferSize, deadline)
 	if got {
 		c.lastHeard, c.asked = time.Now(), false
 	}
 	return err
 }
 
+// quiet tells whether the server alone can have something to tell: not the syncer, nor the caller.
+func (c *copyStream) quiet() bool {
+	return c.w.Flushed() >= max(c.wanted, c.reported) && !c.o.Confirm && c.o.Events.Data == nil
+}
+
 // reads tells whether there is room for more data.
-func (c *copyStream) reads() bool { return c.full.IsZero() && c.w.Ready() }
+func (c *copyStream) reads() bool { return c.full.IsZero() && c.w.Ready() && c.dataHasRoom() }
+
+// dataHasRoom tells whether the caller comes for its data.
+func (c *copyStream) dataHasRoom() bool {
+	return c.o.DataAhead <= 0 || c.s.hold.waiting() < uint64(c.o.DataAhead)
+}
 
 // consume takes apart what was read.
 func (c *copyStream) consume() (ending, error) {
@@ -210,6 +257,7 @@ func (c *copyStream) consume() (ending, error) {
 
 // store writes a piece of WAL data.
 func (c *copyStream) store(data []byte) (ending, error) {
+	c.w.Live(c.server.end < c.next+segment.LSN(c.sys.SegmentSize))
 	c.guard.enter()
 	n, err := c.w.Append(c.next, data)
 	c.guard.leave()
@@ -228,11 +276,33 @@ func (c *copyStream) store(data []byte) (ending, error) {
 	c.next += segment.LSN(n)
 	c.bytes += uint64(n)
 	c.changed = true
+	c.give(data[:n])
 	// As in pg_receivewal, the end is looked for where a message or a segment ends.
 	if (c.payload == 0 || c.sys.SegmentSize.Offset(c.next) == 0) && c.reached(c.next) {
 		return endReached, nil
 	}
 	return goingOn, nil
+}
+
+// give gives the caller what was just written, which ends at c.next.
+func (c *copyStream) give(data []byte) {
+	if c.o.Confirm {
+		c.s.hold.reach(c.next)
+	}
+	if c.o.Events.Data == nil {
+		return
+	}
+	c.s.hold.give(len(data))
+	if c.refused {
+		return
+	}
+	err := c.o.Events.Data(Data{c.timeline, c.next - segment.LSN(len(data)), c.server.end, c.sys.SegmentSize, data})
+	if err != nil {
+		c.refused = true
+		c.stopOn(err)
+	} else if c.o.DataAhead <= 0 {
+		c.s.hold.take(len(data))
+	}
 }
 
 // take takes one message from the buffer; of WAL data only the header. more is false if it isn't all there.
@@ -327,6 +397,7 @@ func (c *copyStream) takeKeepalive(length int) (more bool, err error) {
 	if c.owed.IsZero() {
 		c.owed = time.Now()
 	}
+	c.answered = false
 	return true, nil
 }
 
@@ -338,7 +409,8 @@ func (c *copyStream) heard(b []byte) {
 
 // settle passes on what the writer's syncer has done, and reports it to the server where it waits for that.
 func (c *copyStream) settle() error {
-	if !c.news.Swap(false) {
+	answered := c.s.hold.changed()
+	if !c.news.Swap(false) && !answered {
 		return nil
 	}
 	c.publish(c.state()) // what the callbacks look at must not be older than what they are told
@@ -349,7 +421,7 @@ func (c *copyStream) settle() error {
 		return err
 	}
 	c.changed = true
-	if (c.o.Synchronous || c.o.FlushInterval > 0 && c.reportsFlush()) && c.w.Flushed() > c.reported {
+	if (c.o.Synchronous || c.o.FlushInterval > 0 && c.reportsFlush()) && c.flushed() > c.reported {
 		return c.sendStatus(false)
 	}
 	return nil
@@ -426,7 +498,20 @@ func (c *copyStream) replyDue(now time.Time) bool {
 	if c.owed.IsZero() {
 		return false
 	}
-	return !c.reportsFlush() || c.w.Flushed() >= c.w.Written() || now.Sub(c.owed) >= replyPatience
+	if !c.reportsFlush() || c.flushed() >= c.w.Written() {
+		return true
+	}
+	due := c.replyTime()
+	return !due.IsZero() && !now.Before(due) || c.answered && c.flushed() > c.reported
+}
+
+// replyTime is when a reply that is owed does not wait for the disk any longer; zero: never. For the caller (see hold) only the
+// first one waits: another one follows when there is something new to tell.
+func (c *copyStream) replyTime() time.Time {
+	if c.owed.IsZero() || c.answered && c.w.Flushed() >= c.w.Written() {
+		return time.Time{}
+	}
+	return c.owed.Add(replyPatience)
 }
 
 // deadline is when keepUp has to be called at the latest; zero: never.
@@ -453,8 +538,8 @@ func (c *copyStream) deadline() time.Time {
 // statusTime is when the next status update is due at the latest; zero: never.
 func (c *copyStream) statusTime() time.Time {
 	first := c.regularStatus()
-	if !c.owed.IsZero() {
-		first = earlier(first, c.owed.Add(replyPatience))
+	if due := c.replyTime(); !due.IsZero() {
+		first = earlier(first, due)
 	}
 	return first
 }
@@ -487,18 +572,33 @@ func earlier(a, b time.Time) time.Time {
 // at once should not count as a synchronous standby (ReceiveXlogStream in receivelog.c).
 func (c *copyStream) reportsFlush() bool { return c.o.Slot != "" || c.o.Synchronous }
 
+// flushed is the flushed position that the server may be told: what is durable, and neither waits for Events.Data nor for
+// Session.Confirm.
+func (c *copyStream) flushed() segment.LSN {
+	flushed := c.w.Flushed()
+	if c.filling || c.o.Events.Data == nil && !c.o.Confirm {
+		return flushed
+	}
+	return min(flushed, c.s.hold.limit(c.start, c.next))
+}
+
 // sendStatus sends a standby status update; with ask, one that the server answers with a keepalive.
 func (c *copyStream) sendStatus(ask bool) error {
 	now := time.Now()
-	var flushed segment.LSN
+	written, flushed := c.w.Written(), segment.LSN(0)
 	if c.reportsFlush() {
-		flushed = c.w.Flushed()
+		flushed = c.flushed()
+		if flushed == 0 && !c.owed.IsZero() {
+			// Nothing is confirmed. To a server that shuts down, a receiver without a flushed position is done once all is
+			// written (WalSndDone in walsender.c): so one byte is not.
+			written--
+		}
 	}
 	m := c.c.scratch(statusMessageSize)
 	m[0] = typeCopyData
 	binary.BigEndian.PutUint32(m[1:], statusMessageSize-1)
 	m[5] = payloadStatus
-	binary.BigEndian.PutUint64(m[6:], uint64(c.w.Written()))
+	binary.BigEndian.PutUint64(m[6:], uint64(written))
 	binary.BigEndian.PutUint64(m[14:], uint64(flushed))
 	// m[22:30]: the applied position. Nothing is ever applied.
 	binary.BigEndian.PutUint64(m[30:], uint64(now.UnixMicro()-postgresEpoch))
@@ -509,10 +609,11 @@ func (c *copyStream) sendStatus(ask bool) error {
 		return err
 	}
 	c.lastStatus, c.reported = now, flushed
-	if c.w.Flushed() >= c.w.Written() || !c.reportsFlush() {
-		c.owed = time.Time{}
+	c.s.setProgress(func(p *Progress) { p.ReportedLSN = flushed })
+	if !c.reportsFlush() || flushed >= written {
+		c.owed, c.answered = time.Time{}, false
 	} else if !c.owed.IsZero() {
-		c.owed = now // an answer before the flush; another one follows it
+		c.owed, c.answered = now, true // an answer before the flush; another one follows it
 	}
 	return nil
 }
@@ -533,14 +634,20 @@ func (c *copyStream) publish(state State) {
 	if id := segment.At(c.timeline, written, c.sys.SegmentSize); id != c.named {
 		c.named, c.segment = id, id.Name(c.sys.SegmentSize)
 	}
+	last, slowest := c.w.FlushTime()
+	now := time.Now()
 	c.s.setProgress(func(p *Progress) {
 		p.State, p.Timeline, p.WrittenLSN, p.FlushedLSN = state, c.timeline, written, flushed
 		p.Bytes += c.bytes
 		p.Segment = c.segment
+		if last > 0 {
+			p.FlushTime, p.FlushTimeMax = last, max(p.FlushTimeMax, slowest)
+		}
 		if !c.server.received.IsZero() {
 			p.ServerLSN = c.server.end
 			p.ServerTime, p.ReceivedTime = time.UnixMicro(c.server.time+postgresEpoch), c.server.received
 		}
+		c.s.health.note(p, now)
 	})
 	c.bytes = 0
 }

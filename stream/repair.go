@@ -80,6 +80,7 @@ func (r *receiver) fetch(ctx context.Context, p segment.Problem) error {
 	f := &receiver{s: r.s, o: r.o, dir: r.dir, sys: r.sys, filling: true}
 	f.o.Slot, f.o.Synchronous, f.o.FlushInterval = "", false, 0
 	f.o.EndLSN = p.EndLSN - 1
+	f.o.Confirm, f.o.Events.Data, f.o.DataAhead = false, nil, 0
 	f.o.Events.SegmentOpened, f.o.Events.TimelineSwitched = nil, nil
 	f.timeline, f.start = p.Timeline, p.LSN
 	r.debugf("fetching missing segments from %s to %s (timeline %d)", p.LSN, p.EndLSN, p.Timeline)

@@ -53,6 +53,7 @@ type play struct {
 	events []string // segments and timelines, one line each
 	logs   []string
 	on     func(event string) error // called for each of events, and for "progress"
+	data   func(Data) error
 
 	timeline segment.Timeline // being streamed
 	written  int              // bytes that the server has sent
@@ -272,7 +273,9 @@ func (p *play) tellers(owner string) Events {
 		}
 		return nil
 	}
+	data := p.data
 	return Events{
+		Data: data,
 		Log: func(level slog.Level, text string) {
 			if g := goroutine(); g != owner {
 				p.t.Errorf("a log line came on goroutine %s, not on %s", g, owner)
