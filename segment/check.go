@@ -44,6 +44,8 @@ type CheckOptions struct {
 	SystemIdentifier uint64 // 0: as the oldest segment says; only with Pages
 	Pages            bool   // also look at the first page of each plain segment
 	Decode           bool   // also decompress each compressed segment
+
+	Suffixes []string // for CheckDirectory: as [Directory.SetSuffixes]
 }
 
 // Report is what a check has found.
@@ -63,6 +65,7 @@ func CheckDirectory(fsys FS, path string, o CheckOptions) (Report, error) {
 		return Report{}, err
 	}
 	defer d.dir.Close()
+	d.SetSuffixes(o.Suffixes)
 	if o.Size == 0 {
 		if o.Size, err = d.guessSize(); err != nil {
 			return Report{}, err

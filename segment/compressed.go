@@ -3,10 +3,11 @@ package segment
 import (
 	"bufio"
 	"bytes"
-	"compress/gzip"
 	"encoding/binary"
 	"io"
 
+	"github.com/klauspost/compress/gzip"
+	"github.com/klauspost/compress/zstd"
 	"github.com/pierrec/lz4/v4"
 )
 
@@ -62,7 +63,10 @@ func decodable(compression Compression, in io.Reader, limit int64) (n int64, dam
 	return io.Copy(io.Discard, io.LimitReader(decoder(compression, in), limit))
 }
 
-// decoder reads what a file holds.
+// maxWindow is what a frame of Zstandard may make its reader keep: as much as the zstd program allows (ZSTD_WINDOWLOG_LIMIT_DEFAULT).
+const maxWindow = 128 << 20
+
+// decoder reads what a file holds. It starts no goroutine.
 func decoder(compression Compression, in io.Reader) io.Reader {
 	switch compression {
 	case Gzip:
@@ -73,6 +77,12 @@ func decoder(compression Compression, in io.Reader) io.Reader {
 		return z
 	case LZ4:
 		return lz4.NewReader(in)
+	case Zstd:
+		z, err := zstd.NewReader(in, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxWindow))
+		if err != nil {
+			return bytes.NewReader(nil)
+		}
+		return z
 	}
 	return in
 }

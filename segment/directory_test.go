@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/klauspost/compress/zstd"
 	"github.com/pierrec/lz4/v4"
 )
 
@@ -47,6 +48,14 @@ func makeFiles(t *testing.T, path string, files map[string]made) {
 			t.Fatal(err)
 		}
 	}
+}
+
+func wholeZstd(data []byte) []byte {
+	z, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1))
+	if err != nil {
+		panic(err)
+	}
+	return z.EncodeAll(data, nil)
 }
 
 func wholeLZ4(data []byte) []byte {
