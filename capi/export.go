@@ -370,6 +370,7 @@ func setProgress(c *C.receivewal_progress, p stream.Progress) {
 		bytes:         C.uint64_t(p.Bytes),
 		segments:      C.uint64_t(p.Segments),
 		reconnects:    C.uint64_t(p.Reconnects),
+		stored_bytes:  C.uint64_t(p.StoredBytes),
 		server_time:   microseconds(p.ServerTime),
 		received_time: microseconds(p.ReceivedTime),
 	}

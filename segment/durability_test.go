@@ -218,7 +218,7 @@ func scenarios() []scenario {
 			scenario{name: c.String() + " over its own partial with an old tail", piece: 60, flush: 1, flushed: 6*LSN(tiny) + 150, methods: []Compression{c},
 				files: map[string][]byte{
 					name(1, 5):                           from(5, int(tiny)),
-					name(1, 6) + c.suffix() + ".partial": append(cut(from(6, 150)), cut(from(6, 250))[140:]...),
+					name(1, 6) + c.Suffix() + ".partial": append(cut(from(6, 150)), cut(from(6, 250))[140:]...),
 				}},
 			scenario{name: c.String() + " over all others, disk behind", piece: 97, flush: 1, behind: true, flushed: 6*LSN(tiny) + 200, methods: []Compression{c},
 				files: map[string][]byte{
@@ -479,7 +479,7 @@ func (s scenario) check(files map[string][]byte, c claims) error {
 func (s scenario) replaces(files map[string][]byte, name string, id ID, data []byte) error {
 	right := server.segment(id)
 	for _, c := range []Compression{Plain, Gzip, LZ4, Zstd} {
-		old := id.Name(tiny) + c.suffix() + ".partial"
+		old := id.Name(tiny) + c.Suffix() + ".partial"
 		if content, found := files[old]; found && old != name && bytes.Equal(content, s.files[old]) {
 			have, _ := io.ReadAll(decoder(c, bytes.NewReader(content)))
 			if !bytes.HasPrefix(data, have[:equalBytes(have, right)]) {
@@ -497,7 +497,7 @@ func covers(files map[string][]byte, timeline Timeline, first uint64, flushed LS
 		found := false
 		for _, c := range []Compression{Plain, Gzip, LZ4, Zstd} {
 			for _, suffix := range []string{"", ".partial"} {
-				if data, exists := files[id.Name(tiny)+c.suffix()+suffix]; exists {
+				if data, exists := files[id.Name(tiny)+c.Suffix()+suffix]; exists {
 					have, _ := io.ReadAll(decoder(c, bytes.NewReader(data)))
 					found = found || bytes.HasPrefix(have, want)
 				}

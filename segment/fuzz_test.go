@@ -78,7 +78,7 @@ func FuzzParseFile(f *testing.F) {
 		if got.compression == Unknown {
 			return // its suffix is another program's
 		}
-		again := got.base + got.compression.suffix()
+		again := got.base + got.compression.Suffix()
 		if got.partial {
 			again += partialSuffix
 		}

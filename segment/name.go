@@ -79,8 +79,8 @@ func (c Compression) String() string {
 // otherSuffixes are of programs that compress or encrypt complete segments; several may follow each other (.zst.aes).
 var otherSuffixes = []string{".gz", ".lz4", ".zst", ".zstd", ".bz2", ".xz", ".aes", ".gpg", ".enc", ".age"}
 
-// suffix is what a compression adds to the file name.
-func (c Compression) suffix() string {
+// Suffix is what a compression adds to the file name.
+func (c Compression) Suffix() string {
 	switch c {
 	case Gzip:
 		return ".gz"
@@ -111,17 +111,27 @@ func parseFile(name string, suffixes ...string) (file, bool) {
 	f.partial = partial
 	switch suffix {
 	case "":
-	case Gzip.suffix():
+	case Gzip.Suffix():
 		f.compression = Gzip
-	case LZ4.suffix():
+	case LZ4.Suffix():
 		f.compression = LZ4
-	case Zstd.suffix():
+	case Zstd.Suffix():
 		f.compression = Zstd
 	default:
 		f.compression = Unknown
 		return f, !partial && isOther(suffix, suffixes)
 	}
 	return f, true
+}
+
+// CheckSuffixes refuses what [Directory.SetSuffixes] doesn't take.
+func CheckSuffixes(suffixes []string) error {
+	for _, s := range suffixes {
+		if len(s) < 2 || s[0] != '.' || strings.ContainsAny(s, "/\x00") || strings.HasSuffix(s, partialSuffix) {
+			return fmt.Errorf("%q is not a suffix of a complete segment", s)
+		}
+	}
+	return nil
 }
 
 // isOther tells whether a suffix is made of otherSuffixes and some more.

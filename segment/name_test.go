@@ -87,7 +87,7 @@ func TestParseFile(t *testing.T) {
 		if got, ok := parseFile(name); !ok || got != want {
 			t.Errorf("parseFile(%q) = %+v, %v", name, got, ok)
 		}
-		if got := want.base + want.compression.suffix(); got != base+want.compression.suffix() {
+		if got := want.base + want.compression.Suffix(); got != base+want.compression.Suffix() {
 			t.Errorf("suffix of %q is %q", name, got)
 		}
 	}

@@ -352,7 +352,7 @@ func (w *Writer) fit(s *openSegment, name string) error {
 	return nil
 }
 
-func (w *Writer) name(id ID) string { return id.Name(w.o.Size) + w.o.Compression.suffix() }
+func (w *Writer) name(id ID) string { return id.Name(w.o.Size) + w.o.Compression.Suffix() }
 
 func (w *Writer) partialName(id ID) string { return w.name(id) + partialSuffix }
 

@@ -55,13 +55,15 @@ type copyStream struct {
 	unflushed time.Time   // since when something is written that no flush was asked for; zero: nothing is
 	blind     time.Time   // since when nothing is read, because of the disk; zero: it is read
 	full      time.Time   // when writing failed on a full disk that we wait for; zero: it did not
+	stalled   bool        // that was the writer's compression
 
 	segment string     // the name of the segment that is being written,
 	named   segment.ID // which is this one
 
 	server serverClock
-	bytes  uint64
-	done   bool // the end LSN was reached
+	bytes  uint64 // since the last publish
+	stored uint64 // of the writer, at the last publish
+	done   bool   // the end LSN was reached
 }
 
 // serverClock is what the server said last of itself.
@@ -90,8 +92,13 @@ func newCopyStream(r *receiver) *copyStream {
 		SystemIdentifier: r.sys.SystemIdentifier,
 		History:          r.history,
 		Whole:            r.filling,
-		CheckPages:       r.o.CheckPages,
-		NoSync:           r.o.NoSync,
+
+		Compression:        r.o.Compression,
+		CompressionLevel:   r.o.CompressionLevel,
+		CompressionWorkers: r.o.CompressionWorkers,
+
+		CheckPages: r.o.CheckPages,
+		NoSync:     r.o.NoSync,
 		Notify: func() {
 			c.news.Store(true)
 			c.s.wake()
@@ -171,8 +178,9 @@ func (c *copyStream) await() error {
 		}
 		c.c.wait(c.deadline())
 		c.lastHeard = time.Now()
-		if c.lastHeard.Sub(c.full) >= diskRetry {
+		if !c.full.IsZero() && c.lastHeard.Sub(c.full) >= diskRetry {
 			c.full = time.Time{}
+			c.w.Retry()
 		}
 		return nil
 	}
@@ -348,9 +356,29 @@ func (c *copyStream) settle() error {
 	if err := c.w.Err(); err != nil {
 		return err
 	}
+	if err := c.stall(); err != nil {
+		return err
+	}
 	c.changed = true
 	if (c.o.Synchronous || c.o.FlushInterval > 0 && c.reportsFlush()) && c.w.Flushed() > c.reported {
 		return c.sendStatus(false)
+	}
+	return nil
+}
+
+// stall notes that what was appended cannot be written because the disk is full, or can be again.
+func (c *copyStream) stall() error {
+	err := c.w.Stalled()
+	switch {
+	case err == nil && c.stalled:
+		c.stalled, c.full = false, time.Time{}
+		c.diskHasRoom()
+	case err == nil:
+	case !c.waitsForDisk(err):
+		return err
+	default:
+		c.stalled, c.full = true, time.Now()
+		c.diskFull(err)
 	}
 	return nil
 }
@@ -529,20 +557,21 @@ func (c *copyStream) state() State {
 
 // publish makes the progress visible to everybody.
 func (c *copyStream) publish(state State) {
-	written, flushed := c.w.Written(), c.w.Flushed()
+	written, flushed, stored := c.w.Written(), c.w.Flushed(), c.w.Stored()
 	if id := segment.At(c.timeline, written, c.sys.SegmentSize); id != c.named {
-		c.named, c.segment = id, id.Name(c.sys.SegmentSize)
+		c.named, c.segment = id, id.Name(c.sys.SegmentSize)+c.o.Compression.Suffix()
 	}
 	c.s.setProgress(func(p *Progress) {
 		p.State, p.Timeline, p.WrittenLSN, p.FlushedLSN = state, c.timeline, written, flushed
 		p.Bytes += c.bytes
+		p.StoredBytes += stored - c.stored
 		p.Segment = c.segment
 		if !c.server.received.IsZero() {
 			p.ServerLSN = c.server.end
 			p.ServerTime, p.ReceivedTime = time.UnixMicro(c.server.time+postgresEpoch), c.server.received
 		}
 	})
-	c.bytes = 0
+	c.bytes, c.stored = 0, stored
 }
 
 // flush makes everything written durable and ends the writer. However long the disk takes, the server gets its status
