@@ -11,6 +11,20 @@ import (
 	"github.com/pierrec/lz4/v4"
 )
 
+// fileReader keeps apart what the disk refused and what a decoder did not understand.
+type fileReader struct {
+	io.ReaderAt
+	err error
+}
+
+func (r *fileReader) ReadAt(p []byte, offset int64) (int, error) {
+	n, err := r.ReaderAt.ReadAt(p, offset)
+	if err != nil && err != io.EOF {
+		r.err = err
+	}
+	return n, err
+}
+
 // uncompressedSize tells how many bytes a compressed file holds, as cheaply as pg_receivewal does: a complete gzip file says it
 // in its last four bytes, the others have to be read.
 func (d *Directory) uncompressedSize(f file, limit int64) (int64, error) {
@@ -54,7 +68,11 @@ func (d *Directory) decode(f file, limit int64) (n int64, damage, err error) {
 	if err != nil {
 		return 0, nil, failure("stat file", d.full(f.name), err)
 	}
-	n, damage = decodable(f.compression, io.NewSectionReader(in, 0, length), limit+1)
+	from := &fileReader{ReaderAt: in}
+	n, damage = decodable(f.compression, io.NewSectionReader(from, 0, length), limit+1)
+	if from.err != nil {
+		return 0, nil, failure("read file", d.full(f.name), from.err)
+	}
 	return n, damage, nil
 }
 

@@ -294,6 +294,8 @@ func (d *osDir) Close() error {
 	var err error
 	if d.locked {
 		err = errors.Join(d.emptyHiddenFolder(), unix.Flock(d.fd(), unix.LOCK_UN))
+	} else if d.next > 0 {
+		unix.Unlinkat(d.fd(), hiddenFolder, unix.AT_REMOVEDIR) // unless somebody else uses it
 	}
 	d.holder.Release(int(d.f.Fd()))
 	return errors.Join(err, d.f.Close())

@@ -23,20 +23,6 @@ type old struct {
 	same uint32 // bytes from the segment's beginning
 }
 
-// fileReader keeps apart what the disk refused and what a decoder did not understand.
-type fileReader struct {
-	io.ReaderAt
-	err error
-}
-
-func (r *fileReader) ReadAt(p []byte, offset int64) (int, error) {
-	n, err := r.ReaderAt.ReadAt(p, offset)
-	if err != nil && err != io.EOF {
-		r.err = err
-	}
-	return n, err
-}
-
 // openOlds finds the partial files of a segment that are not continued.
 func (w *Writer) openOlds(s *openSegment) error {
 	files, err := w.d.files()
