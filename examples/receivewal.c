@@ -36,19 +36,27 @@
 #define OLDEST_SERVER 90300          /* as pg_receivewal 15 to 18; newer servers are not refused */
 #define POSTGRES_VERSION "18.0"      /* the pg_receivewal whose options and messages these are */
 #define LIVE_LINE_LENGTH 100
+#define MAX_SUFFIXES 64
+#define RESTORE_FAILED 255 /* above 125 PostgreSQL gives up recovery; else it takes the file for the one after the last */
 
 typedef struct settings
 {
     const char *directory, *slot, *compress;
+    const char *restore_name, *restore_target; /* NULL: nothing is to be restored */
+    const char *suffixes[MAX_SUFFIXES];
+    size_t suffix_count;
+    receivewal_compression compression;
+    int compression_level, compression_workers;
     const char *conninfo, *host, *port, *user;
     receivewal_lsn end_lsn;
     int status_interval; /* seconds */
     int password;        /* -1: never ask, 0: ask when the server wants one, 1: ask in any case */
-    bool check, json, create_slot, drop_slot, if_not_exists, no_loop, no_sync, synchronous, verbose, progress;
+    bool restore, check, json, create_slot, drop_slot, if_not_exists, no_loop, no_sync, synchronous, verbose, progress;
 } settings;
 
 static settings set = { .status_interval = 10 };
 static const char *progname;
+static int failure_code = 1; /* of the program's exit */
 
 /* -------------------------------------------------------------------------------------------- messages */
 
@@ -95,7 +103,7 @@ _Noreturn static void die(const char *format, ...)
     va_start(args, format);
     message("error: ", format, args);
     va_end(args);
-    exit(1);
+    exit(failure_code);
 }
 
 /* For a command line that is wrong. */
@@ -108,7 +116,7 @@ _Noreturn static void die_with_hint(const char *format, ...)
         message("error: ", format, args);
     va_end(args);
     say("hint: ", "Try \"%s --help\" for more information.", progname);
-    exit(1);
+    exit(failure_code);
 }
 
 /* The last error of a handle, or with NULL of a call that had none, with what the server added to it. */
@@ -445,6 +453,11 @@ static receivewal_status receive(PGconn *conn)
     options.status_interval = set.status_interval * 1000;
     options.synchronous = set.synchronous;
     options.no_sync = set.no_sync;
+    options.compression = set.compression;
+    options.compression_level = set.compression_level;
+    options.compression_workers = set.compression_workers;
+    options.suffixes = set.suffixes;
+    options.suffix_count = set.suffix_count;
     options.events.log = on_log;
     if (set.progress && isatty(STDERR_FILENO))
         options.events.progress = on_progress;
@@ -596,6 +609,8 @@ static int check_directory(void)
     bool first = true;
 
     options.decode = 1;
+    options.suffixes = set.suffixes;
+    options.suffix_count = set.suffix_count;
     options.ctx = &first;
     options.problem = on_problem;
     if (receivewal_check_directory(set.directory, &options, &check) != RECEIVEWAL_OK)
@@ -620,6 +635,18 @@ static int check_directory(void)
     return check.problems == 0 ? 0 : 2;
 }
 
+/* --restore. Returns the program's exit code, for PostgreSQL: 1 at the end of the WAL, RESTORE_FAILED where that can't be told. */
+static int restore(void)
+{
+    receivewal_status status = receivewal_restore(set.directory, set.restore_name, set.restore_target);
+
+    if (status == RECEIVEWAL_OK)
+        return 0;
+    if (status != RECEIVEWAL_ERR_NO_FILE || set.verbose) /* PostgreSQL asks for many files that are not there */
+        say_error(NULL);
+    return status == RECEIVEWAL_ERR_NO_FILE ? 1 : RESTORE_FAILED;
+}
+
 /* --------------------------------------------------------------------------------------------- options */
 
 static void usage(void)
@@ -639,7 +666,7 @@ static void usage(void)
            "  -v, --verbose          output verbose messages\n"
            "  -V, --version          output version information, then exit\n"
            "  -Z, --compress=METHOD[:DETAIL]\n"
-           "                         compress as specified (this version: none)\n"
+           "                         compress as specified\n"
            "  -?, --help             show this help, then exit\n",
            set.status_interval);
     printf("\nConnection options:\n"
@@ -655,8 +682,16 @@ static void usage(void)
     printf("\nNot in PostgreSQL's pg_receivewal:\n"
            "      --check            check the directory for holes and damage instead, without a server; exit\n"
            "                         with 0 if it is sound, 2 if it has problems, 1 if it cannot be read\n"
+           "      --compress-workers=N\n"
+           "                         compress N segments at a time (default: 1)\n"
            "      --json             print the result of --check as JSON\n"
-           "      --progress         show position, speed and lag on the terminal\n");
+           "      --progress         show position, speed and lag on the terminal\n"
+           "      --restore          write a file of the directory to a path, for restore_command:\n"
+           "                         %s --restore -D DIR %%f %%p; exit with 0 if it is there, 1 if it\n"
+           "                         is not, 255 on any error\n"
+           "      --suffix=SUFFIX    a complete segment's file may also end in SUFFIX (\".enc\"); may be repeated\n"
+           "  METHOD is gzip, lz4, zstd or none.\n",
+           progname);
     printf("\nThis is the receivewal program of libreceivewal %s.\n", receivewal_version_string());
 }
 
@@ -691,7 +726,7 @@ static int number_option(const char *text, const char *option, int min, int max)
 /* What the DETAIL of --compress=METHOD:DETAIL asks for. */
 typedef struct compression
 {
-    long level;
+    long level, worker_count;
     bool workers, long_distance;
 } compression;
 
@@ -739,7 +774,7 @@ static void read_compression_detail(char *detail, compression *wanted)
             wanted->level = compression_number(item, value);
         else if (strcmp(item, "workers") == 0)
         {
-            compression_number(item, value);
+            wanted->worker_count = compression_number(item, value);
             wanted->workers = true;
         }
         else if (strcmp(item, "long") == 0)
@@ -756,19 +791,18 @@ static void read_compression_detail(char *detail, compression *wanted)
 }
 
 /*
- * Checks the argument of --compress: METHOD[:DETAIL], or a number alone, which is a level of gzip, or none if it is 0.
- * Exits unless it comes to "none".
+ * Reads the argument of --compress: METHOD[:DETAIL], or a number alone, which is a level of gzip, or none if it is 0. PostgreSQL's
+ * zstd has more levels than ours.
  */
-static void check_compression(const char *argument)
+static void read_compression(const char *argument)
 {
-    static const struct { const char *name, *label; long min, max, normal; /* levels */ } methods[] = {
-        { "none", "none", 0, 0, 0 }, { "gzip", "gzip", 1, 9, -1 }, { "lz4", "LZ4", 1, 12, 0 },
-        { "zstd", "ZSTD", -131072, 22, 3 }
+    static const struct { const char *name; long min, max, normal; /* levels */ } methods[] = {
+        { "none", 0, 0, 0 }, { "gzip", 1, 9, -1 }, { "lz4", 1, 12, 0 }, { "zstd", 1, 19, 3 }
     };
-    enum { NONE, GZIP, LZ4, ZSTD, UNKNOWN };
+    enum { NONE = RECEIVEWAL_COMPRESSION_NONE, GZIP, LZ4, ZSTD, UNKNOWN };
     char *text = strdup(argument), *detail, *end;
     const char *name = text;
-    compression wanted = { 0, false, false };
+    compression wanted = { 0, 0, false, false };
     int method = NONE;
     long number = strtol(argument, &end, 10);
 
@@ -800,14 +834,19 @@ static void check_compression(const char *argument)
         die(BAD_COMPRESSION "compression algorithm \"%s\" does not accept a worker count", name);
     if (wanted.long_distance && method != ZSTD)
         die(BAD_COMPRESSION "compression algorithm \"%s\" does not support long-distance mode", name);
-    if (method == ZSTD)
-        die("compression with %s is not yet supported", methods[method].label);
-    if (method != NONE)
-        die(BAD_COMPRESSION "this build does not support compression with %s", methods[method].label);
+    if (wanted.long_distance)
+        die(BAD_COMPRESSION "this program does not support long-distance mode");
+    if (wanted.workers && (wanted.worker_count < 0 || wanted.worker_count > 1024))
+        die(BAD_COMPRESSION "the worker count must be in range 0..1024");
+    set.compression = (receivewal_compression) method;
+    set.compression_level = wanted.level == methods[method].normal && method != ZSTD ? 0 : (int) wanted.level;
+    if (wanted.workers)
+        set.compression_workers = (int) wanted.worker_count;
     free(text);
 }
 
-enum { OPT_CREATE_SLOT = 256, OPT_DROP_SLOT, OPT_IF_NOT_EXISTS, OPT_SYNCHRONOUS, OPT_NO_SYNC, OPT_PROGRESS, OPT_CHECK, OPT_JSON };
+enum { OPT_CREATE_SLOT = 256, OPT_DROP_SLOT, OPT_IF_NOT_EXISTS, OPT_SYNCHRONOUS, OPT_NO_SYNC, OPT_PROGRESS, OPT_CHECK, OPT_JSON,
+       OPT_RESTORE, OPT_SUFFIX, OPT_COMPRESS_WORKERS };
 
 static void read_options(int argc, char **argv)
 {
@@ -835,6 +874,9 @@ static void read_options(int argc, char **argv)
         { "progress", no_argument, NULL, OPT_PROGRESS },
         { "check", no_argument, NULL, OPT_CHECK },
         { "json", no_argument, NULL, OPT_JSON },
+        { "restore", no_argument, NULL, OPT_RESTORE },
+        { "suffix", required_argument, NULL, OPT_SUFFIX },
+        { "compress-workers", required_argument, NULL, OPT_COMPRESS_WORKERS },
         { NULL, 0, NULL, 0 }
     };
     unsigned high, low;
@@ -869,8 +911,22 @@ static void read_options(int argc, char **argv)
             case OPT_PROGRESS: set.progress = true; break;
             case OPT_CHECK: set.check = true; break;
             case OPT_JSON: set.json = true; break;
+            case OPT_RESTORE: set.restore = true; failure_code = RESTORE_FAILED; break;
+            case OPT_SUFFIX:
+                if (set.suffix_count == MAX_SUFFIXES)
+                    die("too many suffixes");
+                set.suffixes[set.suffix_count++] = optarg;
+                break;
+            case OPT_COMPRESS_WORKERS: set.compression_workers = number_option(optarg, "--compress-workers", 1, 1024); break;
             default: die_with_hint(NULL); /* getopt_long has said what is wrong */
         }
+    if (set.restore)
+    {
+        if (argc - optind < 2)
+            die_with_hint("--restore needs the name of a file and the path to write it to");
+        set.restore_name = argv[optind++];
+        set.restore_target = argv[optind++];
+    }
     if (optind < argc)
         die_with_hint("too many command-line arguments (first is \"%s\")", argv[optind]);
 }
@@ -900,10 +956,13 @@ static void check_options(void)
         die_with_hint("no target directory specified");
     if (set.check && (set.create_slot || set.drop_slot))
         die_with_hint("cannot use --check together with %s", set.create_slot ? "--create-slot" : "--drop-slot");
+    if (set.restore && (set.create_slot || set.drop_slot || set.check))
+        die_with_hint("cannot use --restore together with %s",
+                      set.check ? "--check" : set.create_slot ? "--create-slot" : "--drop-slot");
     if (set.json && !set.check)
         die_with_hint("--json needs --check");
     if (set.compress != NULL)
-        check_compression(set.compress);
+        read_compression(set.compress);
     if (!set.drop_slot && !set.create_slot)
     {
         DIR *directory = opendir(set.directory);
@@ -937,6 +996,8 @@ int main(int argc, char **argv)
 
     if (set.check)
         return check_directory();
+    if (set.restore)
+        return restore();
     /* Signals keep their default until here, so that they end a password prompt. */
     conn = connect_to_server();
     if (conn == NULL)
