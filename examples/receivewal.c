@@ -911,7 +911,7 @@ static void read_options(int argc, char **argv)
             case OPT_PROGRESS: set.progress = true; break;
             case OPT_CHECK: set.check = true; break;
             case OPT_JSON: set.json = true; break;
-            case OPT_RESTORE: set.restore = true; failure_code = RESTORE_FAILED; break;
+            case OPT_RESTORE: set.restore = true; break;
             case OPT_SUFFIX:
                 if (set.suffix_count == MAX_SUFFIXES)
                     die("too many suffixes");
@@ -991,6 +991,9 @@ int main(int argc, char **argv)
         version();
         return 0;
     }
+    for (int i = 1; i < argc; i++)
+        if (strcmp(argv[i], "--restore") == 0) /* whatever is wrong with the command line, it is not the end of the WAL */
+            failure_code = RESTORE_FAILED;
     read_options(argc, argv);
     check_options();
 

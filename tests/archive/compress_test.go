@@ -236,6 +236,26 @@ func TestOldTail(t *testing.T) {
 	}
 }
 
+// A hole is filled by what is asked for now, whatever the segments beside it are.
+func TestHoleIsFilledCompressed(t *testing.T) {
+	t.Parallel()
+	c := pg.New(t, pg.Options{SegmentSizeMB: 1})
+	dir := t.TempDir()
+	begin := c.Tick()
+	fixStart(t, c, dir, begin)
+	ours(t).in(dir).receive(c, c.Generate(4), "-Z", "gzip")
+	missing := names(t, dir)[1]
+	if err := os.Remove(filepath.Join(dir, missing)); err != nil {
+		t.Fatal(err)
+	}
+	end := c.Generate(1)
+	ours(t).in(dir).receive(c, end, "-Z", "zstd")
+	if want := strings.TrimSuffix(missing, ".gz") + ".zst"; names(t, dir)[1] != want {
+		t.Errorf("%v, want %s to be filled", names(t, dir), want)
+	}
+	verify(t, c, unpack(t, dir, c.SegmentSize), begin, end)
+}
+
 // Each restore_command of docs/restore.md brings back everything, the last commit in the .partial, too.
 func TestRestoreCommands(t *testing.T) {
 	for _, test := range []struct{ method, name, command string }{

@@ -566,6 +566,7 @@ func TestRestoreExitCodes(t *testing.T) {
 		"a wrong target":    {[]string{"-D", dir, first, "/nonexistent/x"}, 255, "/nonexistent"},
 		"no target":         {[]string{"-D", dir, first}, 255, "--restore needs the name of a file"},
 		"too much":          {[]string{"-D", dir, first, target, "more"}, 255, "too many command-line arguments"},
+		"a wrong option":    {[]string{"-D", dir, "--nonsense", first, target}, 255, "--nonsense"},
 		"with --check":      {[]string{"-D", dir, "--check", first, target}, 255, "cannot use --restore together with --check"},
 	} {
 		r := ours(t).run(t, append([]string{"--restore"}, test.args...)...)
