@@ -93,7 +93,10 @@ func receivewal_core_begin(id C.uint64_t, request *C.rw_core_request, text **C.c
 		s.begin(findStart(directory, segment.Size(request.segment_size)))
 	case C.RW_CORE_CHECK:
 		s.begin(check(directory, segment.CheckOptions{
-			Size: segment.Size(request.segment_size), Pages: true, Decode: request.flags != 0}))
+			Size: segment.Size(request.segment_size), Pages: true, Decode: request.flags != 0,
+			Suffixes: stringsOf(request.suffixes, request.suffix_count)}))
+	case C.RW_CORE_RESTORE:
+		s.begin(restore(directory, name, C.GoString(request.target)))
 	case C.RW_CORE_RECEIVE:
 		s.begin(receive(optionsOf(request.options, directory), uint32(request.wanted)))
 	case C.RW_CORE_SETTLE:
@@ -399,6 +402,7 @@ func setProgress(c *C.receivewal_progress, p stream.Progress) {
 		bytes:         C.uint64_t(p.Bytes),
 		segments:      C.uint64_t(p.Segments),
 		reconnects:    C.uint64_t(p.Reconnects),
+		stored_bytes:  C.uint64_t(p.StoredBytes),
 		server_time:   microseconds(p.ServerTime),
 		received_time: microseconds(p.ReceivedTime),
 

@@ -45,6 +45,12 @@ func check(directory string, options segment.CheckOptions) operation {
 	}
 }
 
+func restore(directory, name, target string) operation {
+	return func(context.Context, *session) (any, error) {
+		return nil, segment.Restore(files, directory, name, target)
+	}
+}
+
 func receive(options stream.Options, wanted uint32) operation {
 	return func(ctx context.Context, s *session) (any, error) {
 		panicOnPurpose("operation", options.Directory)

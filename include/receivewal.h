@@ -108,6 +108,7 @@ typedef enum receivewal_status
     RECEIVEWAL_ERR_LOCKED = 52,       /* another receiver is writing to it */
     RECEIVEWAL_ERR_DISK_FULL = 53,    /* no space, quota or file size left */
     RECEIVEWAL_ERR_IO = 54,           /* reading, writing or syncing failed */
+    RECEIVEWAL_ERR_NO_FILE = 55,      /* receivewal_restore: the directory has no such file */
 
     /* The WAL does not belong here. Nothing of it was kept; a person has to look. */
     RECEIVEWAL_ERR_GAP = 60,      /* the server's data does not continue where the last ended */
@@ -244,7 +245,7 @@ typedef struct receivewal_progress
     receivewal_state state;
     uint32_t timeline;                 /* of the data being received; 0: not started yet */
     receivewal_lsn start_lsn;          /* where this receive began */
-    receivewal_lsn written_lsn;        /* end of what has been written to a file */
+    receivewal_lsn written_lsn;        /* end of what has been written to a file, or waits to be compressed */
     receivewal_lsn flushed_lsn;        /* end of what is durable: it survives a power cut */
     receivewal_lsn server_lsn;         /* the server's end of WAL, as it said last */
     uint64_t bytes;                    /* WAL bytes received since the start */
@@ -252,7 +253,7 @@ typedef struct receivewal_progress
     uint64_t reconnects;               /* connections after the first, since the start */
     int64_t server_time;               /* the server's clock in its last message, microseconds; 0: none yet */
     int64_t received_time;             /* our clock at that moment, microseconds; 0: none yet */
-    char segment[RECEIVEWAL_NAME_MAX]; /* file name of the segment being written, without ".partial" */
+    char segment[RECEIVEWAL_NAME_MAX]; /* file name of the segment being written, ".gz" and the like included, without ".partial" */
     receivewal_lsn reported_lsn;       /* the flushed position that the server was told last; 0: none */
     receivewal_lsn confirmed_lsn;      /* what the host has confirmed last (receivewal_confirm); 0: nothing */
     uint64_t stored_bytes;             /* bytes written to files: as bytes, but less where segments are compressed */
@@ -283,7 +284,8 @@ receivewal_status receivewal_get_progress(receivewal *rw, receivewal_progress *p
 typedef struct receivewal_segment
 {
     size_t size;             /* of this struct, set by the library */
-    const char *name;        /* file name within the directory: "0000000100000000000000A7", or with ".partial" while open */
+    const char *name;        /* file name within the directory: "0000000100000000000000A7", compressed with ".gz", ".lz4" or ".zst"
+                                behind, and then ".partial" while open */
     receivewal_lsn lsn;      /* its first byte */
     receivewal_lsn end_lsn;  /* the byte after its last: lsn + segment_size */
     uint32_t timeline;
@@ -493,8 +495,8 @@ typedef struct receivewal_options
     receivewal_events events;
     receivewal_compression compression; /* of new segments; older ones stay as they are */
     int compression_level;              /* 0: the method's default */
-    int compression_workers;            /* segments that are compressed at a time, each by a thread: while catching up, each needs up to a
-                                           segment of memory. 0: 1 */
+    int compression_workers;            /* segments that are compressed at a time, each by a thread. 0: 1. One has up to 4 MiB of data waiting;
+                                           two or more a segment each, 256 MiB at most in all; besides, each needs 1 to 11 MiB */
     const char *const *suffixes;        /* what other programs may have added to the name of a complete segment, such as ".enc": it counts
                                            as complete. Each begins with a dot. Besides .gz .lz4 .zst .zstd .bz2 .xz .aes .gpg .enc .age */
     size_t suffix_count;
@@ -683,6 +685,18 @@ typedef struct receivewal_check
  * FOREIGN (its newest files are of different segment sizes), FORKED, CORE, LIMIT; the text is at receivewal_errmsg(NULL).
  */
 receivewal_status receivewal_check_directory(const char *directory, const receivewal_check_options *options, receivewal_check *check);
+
+/*
+ * Writes a file of a directory of WAL to target, as PostgreSQL's restore_command asks for it (its %f and %p). name is a segment's 24 digits,
+ * or another file's name, "00000002.history". A segment comes whole, however it is stored there: plain, compressed by gzip, LZ4 or
+ * Zstandard, or as the .partial of one that is not complete: what was never received is zeros, and recovery goes as far as there is
+ * WAL. What is at target is replaced; it is never half written. Nothing in the directory changes, and no lock is taken.
+ *
+ * Returns OK; NO_FILE: there is none, as at the end of all WAL. Everything else is not the end, and a recovery should stop there: IO (also a
+ * segment that is damaged, or has the suffix of another program), INVALID, NO_DIRECTORY (also target's), PERMISSION, DISK_FULL, FORKED, CORE,
+ * LIMIT, INTERNAL. The text is at receivewal_errmsg(NULL).
+ */
+receivewal_status receivewal_restore(const char *directory, const char *name, const char *target);
 
 /* ----------------------------------------------------------------------------------------------- errors */
 

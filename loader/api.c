@@ -678,9 +678,33 @@ receivewal_status receivewal_check_directory(const char *directory, const receiv
         return status;
     request.segment_size = ours.segment_size;
     request.flags = ours.decode != 0;
+    if (rw_suffixes_complaint(ours.suffixes, ours.suffix_count) != NULL)
+        return rw_thread_error(NULL, RECEIVEWAL_ERR_INVALID, "receivewal_check_options.%s",
+                               rw_suffixes_complaint(ours.suffixes, ours.suffix_count));
+    request.suffixes = ours.suffixes;
+    request.suffix_count = ours.suffix_count;
     status = ask_directory(&request, directory, &events, &done);
     if (status == RECEIVEWAL_OK)
         rw_struct_out(&rw_layout_check, &done->u.check, check);
+    rw_event_free(done);
+    return status;
+}
+
+receivewal_status receivewal_restore(const char *directory, const char *name, const char *target)
+{
+    char path[PATH_MAX], problem[RW_PROBLEM_MAX];
+    rw_core_request request = { .op = RW_CORE_RESTORE, .name = name };
+    rw_core_event *done;
+    receivewal_status status;
+
+    if (rw_forked())
+        return RECEIVEWAL_ERR_FORKED;
+    if (!rw_directory_check("receivewal_restore: directory", directory, problem) ||
+        !rw_directory_check("receivewal_restore: name", name, problem) ||
+        !rw_directory_check("receivewal_restore: target", target, problem))
+        return rw_thread_error(NULL, RECEIVEWAL_ERR_INVALID, "%s", problem);
+    request.target = absolute(target, path);
+    status = ask_directory(&request, directory, &no_events, &done);
     rw_event_free(done);
     return status;
 }

@@ -32,6 +32,7 @@ typedef enum rw_core_op
     RW_CORE_READ_SLOT,
     RW_CORE_FIND_START, /* for a handle that was opened with fd -1 */
     RW_CORE_CHECK,      /* the same */
+    RW_CORE_RESTORE,    /* the same */
     RW_CORE_RECEIVE,
     RW_CORE_SETTLE /* reads what a relay has read ahead: only messages that may come at any time */
 } rw_core_op;
@@ -56,8 +57,11 @@ typedef struct rw_core_request
     uint32_t flags;                    /* CREATE_SLOT, DROP_SLOT; CHECK: whether to decode */
     uint32_t segment_size;             /* FIND_START, CHECK */
     uint64_t passed;                   /* SETTLE: bytes that the relay has passed to the core, since it began */
-    const char *name;                  /* *_SLOT: the slot */
-    const char *directory;             /* FIND_START, CHECK, RECEIVE: absolute where possible */
+    const char *name;                  /* *_SLOT: the slot; RESTORE: the file */
+    const char *target;                /* RESTORE: absolute where possible */
+    const char *directory;             /* FIND_START, CHECK, RESTORE, RECEIVE: absolute where possible */
+    const char *const *suffixes;       /* CHECK */
+    size_t suffix_count;
     const receivewal_options *options; /* RECEIVE: normalised, its mirrors absolute; its directory and events are not looked at */
 } rw_core_request;
 

@@ -63,6 +63,8 @@ void rw_struct_in(const rw_layout *layout, const void *theirs, void *ours);
 void rw_struct_out(const rw_layout *layout, const void *ours, void *theirs);
 
 /* Checks what the options say. Returns true, or false and a sentence. */
+/* What is wrong with a list of suffixes; NULL: nothing. */
+const char *rw_suffixes_complaint(const char *const *suffixes, size_t count);
 bool rw_options_check(const receivewal_options *options, char problem[RW_PROBLEM_MAX]);
 bool rw_slot_name_check(const char *what, const char *name, char problem[RW_PROBLEM_MAX]);
 bool rw_directory_check(const char *what, const char *directory, char problem[RW_PROBLEM_MAX]);

@@ -292,8 +292,7 @@ static const int highest_level[] = { [RECEIVEWAL_COMPRESSION_NONE] = 0,
                                      [RECEIVEWAL_COMPRESSION_LZ4] = 12,
                                      [RECEIVEWAL_COMPRESSION_ZSTD] = 19 };
 
-/* What is wrong with a list of suffixes; NULL: nothing. */
-static const char *suffixes_complaint(const char *const *suffixes, size_t count)
+const char *rw_suffixes_complaint(const char *const *suffixes, size_t count)
 {
     if (count > 64)
         return "suffix_count is more than 64";
@@ -304,8 +303,8 @@ static const char *suffixes_complaint(const char *const *suffixes, size_t count)
         size_t length = suffixes[i] == NULL ? 0 : strnlen(suffixes[i], 32);
 
         if (length < 2 || length > 31 || suffixes[i][0] != '.' || memchr(suffixes[i], '/', length) != NULL ||
-            strcmp(suffixes[i], ".partial") == 0)
-            return "suffixes has one that is NULL, does not begin with a dot, has a slash, is \".partial\", or is longer than 31 bytes";
+            (length >= 8 && strcmp(suffixes[i] + length - 8, ".partial") == 0))
+            return "suffixes has one that is NULL, does not begin with a dot, has a slash, ends in \".partial\", or is longer than 31 bytes";
     }
     return NULL;
 }
@@ -347,7 +346,7 @@ bool rw_options_check(const receivewal_options *options, char problem[RW_PROBLEM
     else if (options->mirror_count > 0 && options->mirrors == NULL)
         complaint = "mirrors is NULL";
     else
-        complaint = suffixes_complaint(options->suffixes, options->suffix_count);
+        complaint = rw_suffixes_complaint(options->suffixes, options->suffix_count);
     for (size_t i = 0; complaint == NULL && i < options->mirror_count; i++)
         if (!rw_directory_check("a directory of receivewal_options.mirrors", options->mirrors[i], problem))
             return false;

@@ -46,8 +46,9 @@ type CheckOptions struct {
 	Decode           bool   // also decompress each compressed segment
 
 	// Where the segments have to reach, along the history of a timeline. 0: to where receiving would go on.
-	Until   LSN
-	History History
+	Until    LSN
+	History  History
+	Suffixes []string // for CheckDirectory: as [Directory.SetSuffixes]
 }
 
 // Report is what a check has found.
@@ -73,6 +74,7 @@ func CheckDirectory(fsys FS, path string, o CheckOptions) (Report, error) {
 		return Report{}, err
 	}
 	defer d.dir.Close()
+	d.SetSuffixes(o.Suffixes)
 	if o.Size != 0 {
 		return d.Check(o)
 	}

@@ -75,6 +75,7 @@ func TestCheck(t *testing.T) {
 		noise[i] = byte(r.Uint32())
 	}
 	gz, lz := gzipped(make([]byte, mib)), wholeLZ4(make([]byte, mib))
+	zst := wholeZstd(make([]byte, mib))
 	noisy := gzipped(noise)
 	flip := func(b []byte, at int) []byte {
 		b = bytes.Clone(b)
@@ -151,7 +152,19 @@ func TestCheck(t *testing.T) {
 			oldest: seg(1, 5), next: 8 * mib, timeline: 1,
 			problems: []string{"damaged " + seg(1, 6) + ".lz4 1:0/600000-0/700000", "missing 1:0/600000-0/700000"}},
 		{name: "sound when decoded", o: decode, files: with(segs(1, 5), one(seg(1, 6)+".gz", bytesOf(noisy)), one(seg(1, 7)+".lz4", bytesOf(lz)),
-			one(seg(1, 8)+".zst", sized(3))), segments: 4, oldest: seg(1, 5), next: 9 * mib, timeline: 1},
+			one(seg(1, 8)+".zst", bytesOf(wholeZstd(noise))), one(seg(1, 9)+".aes", sized(3))), segments: 5, oldest: seg(1, 5), next: 10 * mib, timeline: 1},
+		{name: "zstd cut off", o: decode, files: with(segs(1, 5, 7), one(seg(1, 6)+".zst", bytesOf(zst[:len(zst)-1]))), segments: 2,
+			oldest: seg(1, 5), next: 8 * mib, timeline: 1,
+			problems: []string{"damaged " + seg(1, 6) + ".zst 1:0/600000-0/700000", "missing 1:0/600000-0/700000"}},
+		{name: "a bit of zstd", o: decode, files: with(segs(1, 5, 7), one(seg(1, 6)+".zst", bytesOf(flip(wholeZstd(noise), mib/2)))), segments: 2,
+			oldest: seg(1, 5), next: 8 * mib, timeline: 1,
+			problems: []string{"damaged " + seg(1, 6) + ".zst 1:0/600000-0/700000", "missing 1:0/600000-0/700000"}},
+		{name: "the newest is damaged zstd", files: with(segs(1, 5, 6), one(seg(1, 7)+".zst", bytesOf(zst[:len(zst)-1]))), segments: 2,
+			oldest: seg(1, 5), next: 7 * mib, timeline: 1, problems: []string{"damaged " + seg(1, 7) + ".zst 1:0/700000-0/800000"}},
+		{name: "a suffix that is not known", files: with(segs(1, 5, 7), one(seg(1, 6)+".crypt", sized(3))), segments: 2, oldest: seg(1, 5), next: 8 * mib,
+			timeline: 1, problems: []string{"missing 1:0/600000-0/700000"}},
+		{name: "a suffix that was told", o: CheckOptions{Size: MinSize, Suffixes: []string{".crypt"}}, files: with(segs(1, 5, 7),
+			one(seg(1, 6)+".gz.crypt", sized(3))), segments: 3, oldest: seg(1, 5), next: 8 * mib, timeline: 1},
 		{name: "the newest is damaged lz4", files: with(segs(1, 5, 6), one(seg(1, 7)+".lz4", bytesOf(lz[:len(lz)/2]))), segments: 2,
 			oldest: seg(1, 5), next: 7 * mib, timeline: 1, problems: []string{"damaged " + seg(1, 7) + ".lz4 1:0/700000-0/800000"}},
 		{name: "first pages", o: pages, files: with(page(1, 5), page(1, 6), one(seg(2, 7), paged(1, 7*mib, MinSize, system)), page(2, 8), began(2, "0/780000")),
@@ -300,22 +313,22 @@ func TestCheckWithoutSize(t *testing.T) {
 	}
 }
 
-// compressing is a file system in which another program compresses each segment at the moment when it is looked at.
-type compressing struct{}
+// encrypting is a file system in which another program encrypts each segment at the moment when it is looked at.
+type encrypting struct{}
 
-type compressingDir struct {
+type encryptingDir struct {
 	Dir
 	path string
 }
 
-func (c compressing) OpenDir(path string) (Dir, error) {
+func (c encrypting) OpenDir(path string) (Dir, error) {
 	d, err := OS.OpenDir(path)
-	return compressingDir{d, path}, err
+	return encryptingDir{d, path}, err
 }
 
-func (d compressingDir) Stat(name string) (size int64, changed time.Time, err error) {
-	if !strings.HasSuffix(name, ".zst") {
-		if err := os.Rename(filepath.Join(d.path, name), filepath.Join(d.path, name+".zst")); err != nil {
+func (d encryptingDir) Stat(name string) (size int64, changed time.Time, err error) {
+	if !strings.HasSuffix(name, ".aes") {
+		if err := os.Rename(filepath.Join(d.path, name), filepath.Join(d.path, name+".aes")); err != nil {
 			return 0, changed, err
 		}
 	}
@@ -326,7 +339,7 @@ func (d compressingDir) Stat(name string) (size int64, changed time.Time, err er
 func TestCheckWhileFilesChange(t *testing.T) {
 	dir := t.TempDir()
 	makeFiles(t, dir, segs(1, 5, 6, 7))
-	r, err := CheckDirectory(compressing{}, dir, CheckOptions{Size: MinSize})
+	r, err := CheckDirectory(encrypting{}, dir, CheckOptions{Size: MinSize})
 	if err != nil || len(r.Problems) > 0 || r.Segments != 3 {
 		t.Errorf("%v, %+v", err, r)
 	}

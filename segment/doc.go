@@ -21,5 +21,8 @@
 //	                                 |
 //	syncer: fdatasync -> link or rename -> fsync directory -> flushed LSN moves
 //
+// With compression a worker stands between Append and the file: it takes the data from a queue through an encoder, and
+// the syncer counts only what a decoder can read.
+//
 // Every file operation goes through the [FS] interface, so that tests can make it fail, or cut the power.
 package segment

@@ -104,6 +104,11 @@ func (l *limitedDir) Link(f File, name string) error {
 	return l.dir.Link(f.(*limitedFile).file, name)
 }
 
+func (l *limitedDir) Replace(f File, name string) error {
+	defer l.sync().end()
+	return l.dir.Replace(f.(*limitedFile).file, name)
+}
+
 func (l *limitedDir) Rename(from, to string) error {
 	defer l.take().end()
 	return l.dir.Rename(from, to)

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"log/slog"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -56,6 +57,7 @@ type copyStream struct {
 	unflushed time.Time   // since when something is written that no flush was asked for; zero: nothing is
 	blind     time.Time   // since when nothing is read, because of the disk; zero: it is read
 	full      time.Time   // when writing failed on a full disk that we wait for; zero: it did not
+	stalled   bool        // that was the writer's compression
 
 	events []segment.Event // to be told
 
@@ -63,8 +65,9 @@ type copyStream struct {
 	named   segment.ID // which is this one
 
 	server serverClock
-	bytes  uint64
-	done   bool // the end LSN was reached
+	bytes  uint64 // since the last publish
+	stored uint64 // of the writer, at the last publish
+	done   bool   // the end LSN was reached
 }
 
 // serverClock is what the server said last of itself.
@@ -96,6 +99,10 @@ func (r *receiver) writerOptions() segment.WriterOptions {
 		CheckPages:       r.o.CheckPages,
 		Synchronous:      r.o.Synchronous,
 		NoSync:           r.o.NoSync,
+
+		Compression:        r.o.Compression,
+		CompressionLevel:   r.o.CompressionLevel,
+		CompressionWorkers: r.o.CompressionWorkers,
 	}
 }
 
@@ -211,8 +218,9 @@ func (c *copyStream) await() error {
 		}
 		c.c.wait(c.deadline())
 		c.lastHeard = time.Now()
-		if c.lastHeard.Sub(c.full) >= diskRetry {
+		if !c.full.IsZero() && c.lastHeard.Sub(c.full) >= diskRetry {
 			c.full = time.Time{}
+			c.w.Retry()
 		}
 		return nil
 	}
@@ -437,6 +445,9 @@ func (c *copyStream) settle() error {
 	if err := c.w.Err(); err != nil {
 		return err
 	}
+	if err := c.stall(); err != nil {
+		return err
+	}
 	if err := c.mirrors.failure(); err != nil {
 		return err
 	}
@@ -467,6 +478,23 @@ func (c *copyStream) tellSegments() {
 		c.events = c.events[1:]
 		c.tell(e)
 	}
+}
+
+// stall notes that what was appended cannot be written because the disk is full, or can be again.
+func (c *copyStream) stall() error {
+	err := c.w.Stalled()
+	switch {
+	case err == nil && c.stalled:
+		c.stalled, c.full = false, time.Time{}
+		c.diskHasRoom()
+	case err == nil:
+	case !c.waitsForDisk(err):
+		return err
+	default:
+		c.stalled, c.full = true, time.Now()
+		c.diskFull(err)
+	}
+	return nil
 }
 
 // tell tells the caller of a segment.
@@ -672,15 +700,16 @@ func (c *copyStream) state() State {
 
 // publish makes the progress visible to everybody.
 func (c *copyStream) publish(state State) {
-	written, flushed := c.w.Written(), c.durable()
+	written, flushed, stored := c.w.Written(), c.durable(), c.w.Stored()
 	if id := segment.At(c.timeline, written, c.sys.SegmentSize); id != c.named {
-		c.named, c.segment = id, id.Name(c.sys.SegmentSize)
+		c.named, c.segment = id, id.Name(c.sys.SegmentSize)+c.o.Compression.Suffix()
 	}
 	last, slowest := c.w.FlushTime()
 	now := time.Now()
 	c.s.setProgress(func(p *Progress) {
 		p.State, p.Timeline, p.WrittenLSN, p.FlushedLSN = state, c.timeline, written, flushed
 		p.Bytes += c.bytes
+		p.StoredBytes += stored - c.stored
 		p.Segment = c.segment
 		if last > 0 {
 			p.FlushTime, p.FlushTimeMax = last, max(p.FlushTimeMax, slowest)
@@ -691,7 +720,7 @@ func (c *copyStream) publish(state State) {
 		}
 		c.s.health.note(p, now)
 	})
-	c.bytes = 0
+	c.bytes, c.stored = 0, stored
 }
 
 // flush makes everything written durable and ends the writer. However long the disk takes, the server gets its status
@@ -719,7 +748,8 @@ func (c *copyStream) flush(streaming bool) error {
 		c.debugf("stopped log streaming at %s (timeline %d)", c.next, c.timeline)
 	}
 	if name := c.w.Partial(); name != "" {
-		c.o.Events.log(slog.LevelInfo, "not renaming \""+name+"\", segment is not complete")
+		// As in pg_receivewal, without the compression's suffix (close_walfile in receivelog.c).
+		c.o.Events.log(slog.LevelInfo, "not renaming \""+strings.Replace(name, c.o.Compression.Suffix(), "", 1)+"\", segment is not complete")
 	}
 	return err
 }

@@ -89,6 +89,7 @@ type Progress struct {
 	FlushedLSN   segment.LSN      // end of what is durable
 	ServerLSN    segment.LSN      // the server's end of WAL, as it said last
 	Bytes        uint64           // received since the start
+	StoredBytes  uint64           // written to files since the start: fewer, where they are compressed
 	Segments     uint64           // completed since the start
 	Reconnects   uint64           // connections after the first
 	ServerTime   time.Time        // the server's clock in its last message

@@ -41,7 +41,8 @@ type Options struct {
 	WaitOnDiskFull bool       // wait for room on a full disk and go on, instead of ErrDiskFull
 	CheckPages     bool       // check the header of each WAL page, not only each segment's first; costs about 1.4 ms of processor time per GiB
 
-	// How new segments are stored. Level 0 is the method's default; Workers segments are compressed at a time, 0: 1.
+	// How new segments are stored; older ones stay as they are. Level 0 is the method's default. So many segments are compressed at a time
+	// as there are workers, 0: 1. One worker has up to 4 MiB of data waiting, more of them a segment each, but 256 MiB at most.
 	Compression        segment.Compression
 	CompressionLevel   int
 	CompressionWorkers int
@@ -79,12 +80,18 @@ func (o *Options) check() error {
 		return fail(ErrInvalid, "no directory was given")
 	case o.Synchronous && o.NoSync:
 		return fail(ErrInvalid, "cannot use synchronous together with no_sync")
-	case o.Compression != segment.Plain, len(o.Suffixes) > 0:
-		return fail(ErrInvalid, "this option is not supported")
+	case o.CompressionWorkers < 0:
+		return fail(ErrInvalid, "the number of compression workers is negative")
 	case o.StartTimeline != 0 && o.StartLSN == 0:
 		return fail(ErrInvalid, "a start timeline needs a start LSN")
 	case slices.Contains(o.Mirrors, ""):
 		return fail(ErrInvalid, "a mirror has no name")
+	}
+	if err := o.Compression.CheckLevel(o.CompressionLevel); err != nil {
+		return fail(ErrInvalid, "%w", err)
+	}
+	if err := segment.CheckSuffixes(o.Suffixes); err != nil {
+		return fail(ErrInvalid, "%w", err)
 	}
 	if o.StatusInterval == 0 {
 		o.StatusInterval = DefaultStatusInterval
@@ -130,6 +137,7 @@ func (s *Session) Receive(ctx context.Context, o Options) (err error) {
 			err = closeErr
 		}
 	}()
+	r.dir.SetSuffixes(o.Suffixes)
 	defer func() {
 		if closeErr := r.closeMirrors(); err == nil {
 			err = closeErr

@@ -5,6 +5,8 @@
  *   archive CONNINFO DIRECTORY check PROBLEMS SEGMENTS
  *   archive CONNINFO DIRECTORY full END
  *   archive CONNINFO DIRECTORY mirrors END PARENT GOOD LATE
+ *   archive CONNINFO DIRECTORY compressed END METHOD LEVEL WORKERS SUFFIX
+ *   archive CONNINFO DIRECTORY restore NAME TARGET STATUS
  *   archive CONNINFO DIRECTORY invalid
  */
 #include <limits.h>
@@ -220,6 +222,65 @@ static void mirrors(PGconn *conn, receivewal_options *o, char **argv)
     CHECK("the connection is the host's again", pg_usable(conn), "%s", PQerrorMessage(conn));
 }
 
+static const char *suffix;
+static int right_names, wrong_names;
+
+static int on_segment(void *ctx, const receivewal_segment *segment)
+{
+    (void)ctx;
+    *(strstr(segment->name, suffix) == segment->name + 24 ? &right_names : &wrong_names) += 1;
+    return 0;
+}
+
+static void compressed(PGconn *conn, receivewal_options *o, char **argv)
+{
+    static const char *const suffixes[] = { ".crypt" };
+    receivewal_check_options options = RECEIVEWAL_CHECK_OPTIONS_INIT;
+    receivewal_check with = RECEIVEWAL_CHECK_INIT, without = RECEIVEWAL_CHECK_INIT;
+    receivewal_progress progress = RECEIVEWAL_PROGRESS_INIT;
+    receivewal *rw = pg_attach(conn);
+
+    suffix = argv[4];
+    o->end_lsn = pg_lsn(argv[0]);
+    o->compression = (receivewal_compression)atoi(argv[1]);
+    o->compression_level = atoi(argv[2]);
+    o->compression_workers = atoi(argv[3]);
+    o->suffixes = suffixes;
+    o->suffix_count = 1;
+    o->events.segment_opened = on_segment;
+    o->events.segment_completed = on_segment;
+    CHECK_STATUS("received", receivewal_receive(rw, o), RECEIVEWAL_OK);
+    CHECK("the events' names", right_names > 1 && wrong_names == 0, "%d right, %d wrong", right_names, wrong_names);
+    CHECK_STATUS("progress", receivewal_get_progress(rw, &progress), RECEIVEWAL_OK);
+    CHECK("bytes stored", progress.stored_bytes > 0 && progress.stored_bytes < progress.bytes / 2, "%lld of %lld",
+          (long long)progress.stored_bytes, (long long)progress.bytes);
+    CHECK("the segment's name", strcmp(progress.segment + 24, suffix) == 0, "%s", progress.segment);
+    CHECK_STATUS("detached", receivewal_detach(rw), RECEIVEWAL_OK);
+
+    options.decode = 1;
+    CHECK_STATUS("check", receivewal_check_directory(o->directory, &options, &without), RECEIVEWAL_OK);
+    options.suffixes = suffixes;
+    options.suffix_count = 1;
+    CHECK_STATUS("check with suffixes", receivewal_check_directory(o->directory, &options, &with), RECEIVEWAL_OK);
+    CHECK("one is complete only with them", with.problems == 0 && without.problems == 1 && with.segments == without.segments + 1,
+          "%lld and %lld problems", (long long)with.problems, (long long)without.problems);
+    options.suffixes = NULL;
+    CHECK_ERROR("no list", receivewal_check_directory(o->directory, &options, &with), RECEIVEWAL_ERR_INVALID, NULL, "suffixes");
+}
+
+static void restore(const char *directory, char **argv)
+{
+    receivewal_status status = receivewal_restore(directory, argv[0], argv[1]);
+
+    CHECK("restored", (int)status == atoi(argv[2]), "%d: %s", (int)status, receivewal_errmsg(NULL));
+    CHECK_ERROR("no name", receivewal_restore(directory, NULL, argv[1]), RECEIVEWAL_ERR_INVALID, NULL, "name is NULL");
+    CHECK_ERROR("no target", receivewal_restore(directory, argv[0], ""), RECEIVEWAL_ERR_INVALID, NULL, "target is empty");
+    CHECK_ERROR("no directory", receivewal_restore("/no/such/folder", argv[0], argv[1]), RECEIVEWAL_ERR_NO_DIRECTORY, NULL, "/no/such/folder");
+    CHECK_ERROR("nowhere to write it", receivewal_restore(directory, "nothing", "/no/such/folder/x"), RECEIVEWAL_ERR_NO_FILE, NULL, "nothing");
+    CHECK("the name of it", strcmp(receivewal_strerror(RECEIVEWAL_ERR_NO_FILE), "no such file of the WAL") == 0, "%s",
+          receivewal_strerror(RECEIVEWAL_ERR_NO_FILE));
+}
+
 static void invalid(PGconn *conn, receivewal_options *o)
 {
     receivewal *rw = pg_attach(conn);
@@ -259,6 +320,10 @@ int main(int argc, char **argv)
         check(argv[2], argv + 4);
     else if (strcmp(argv[3], "mirrors") == 0 && argc == 8)
         mirrors(conn, &o, argv + 4);
+    else if (strcmp(argv[3], "compressed") == 0 && argc == 9)
+        compressed(conn, &o, argv + 4);
+    else if (strcmp(argv[3], "restore") == 0 && argc == 7)
+        restore(argv[2], argv + 4);
     else if (strcmp(argv[3], "full") == 0 && argc == 5)
         full(conn, &o, argv + 4);
     else
