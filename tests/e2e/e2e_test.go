@@ -132,6 +132,33 @@ func serverSegment(t testing.TB, c *pg.Cluster, name string) []byte {
 	return b
 }
 
+// fit are those of both that work with a server: pg_receivewal 15 refuses newer ones.
+func fit(t testing.TB, c *pg.Cluster) []*receiver {
+	t.Helper()
+	if c.Version > 15 {
+		return []*receiver{ours(t)}
+	}
+	return both(t)
+}
+
+// eachServer runs a test with every version and every usual segment size; in the soak form (build.sh) with every version with every
+// size. One test of each kind is run so, the others with eachSize.
+func eachServer(t *testing.T, test func(t *testing.T, version, size int)) {
+	servers := [][2]int{{13, 1}, {14, 16}, {15, 1}, {15, 16}, {16, 16}, {17, 64}, {18, 1}}
+	if os.Getenv("RECEIVEWAL_SOAK") != "" {
+		servers = nil
+		for version := 13; version <= 18; version++ {
+			servers = append(servers, [2]int{version, 1}, [2]int{version, 16}, [2]int{version, 64})
+		}
+	}
+	for _, s := range servers {
+		t.Run(fmt.Sprintf("%d/%dMiB", s[0], s[1]), func(t *testing.T) {
+			t.Parallel()
+			test(t, s[0], s[1])
+		})
+	}
+}
+
 // eachSize runs a test with the smallest and the default segment size.
 func eachSize(t *testing.T, test func(t *testing.T, size int)) {
 	for _, size := range []int{1, 16} {

@@ -86,8 +86,8 @@ func startCommands(c *pg.Cluster, application string) string {
 // Better: a receiver that is killed at any time goes on without a hole. pg_receivewal fails for good if it was killed
 // while it filled a new file with zeros.
 func TestBetterKilled(t *testing.T) {
-	eachSize(t, func(t *testing.T, size int) {
-		c := pg.New(t, pg.Options{SegmentSizeMB: size})
+	eachServer(t, func(t *testing.T, version, size int) {
+		c := pg.New(t, pg.Options{Version: version, SegmentSizeMB: size})
 		rs := []*receiver{ours(t)}
 		begin := c.Tick()
 		for range 5 {

@@ -17,11 +17,11 @@ func slotExists(c *pg.Cluster, name string) bool {
 
 // A slot keeps WAL from its first use on, decides where an empty directory starts, follows what is durable, and can be dropped.
 func TestSlot(t *testing.T) {
-	eachSize(t, func(t *testing.T, size int) {
-		c := pg.New(t, pg.Options{SegmentSizeMB: size})
+	eachServer(t, func(t *testing.T, version, size int) {
+		c := pg.New(t, pg.Options{Version: version, SegmentSizeMB: size})
 		c.Tick()
 		c.SwitchWAL()
-		rs := both(t)
+		rs := fit(t, c)
 		for _, r := range rs {
 			r.run(c, "--create-slot", "--slot", r.name).Succeed()
 			if !slotExists(c, r.name) {
@@ -35,6 +35,9 @@ func TestSlot(t *testing.T) {
 		for _, r := range rs {
 			c.WaitGone(r.name)
 			r.dir = t.TempDir()
+		}
+		if version < 15 { // which can't be asked for a slot's position: an empty file says where to start
+			put(rs, c.SegmentName(1, begin)+".partial", nil)
 		}
 		c.Generate(3 * size)
 		for _, r := range rs {

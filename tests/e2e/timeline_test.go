@@ -24,10 +24,10 @@ func hasFiles(rs []*receiver, want ...string) {
 // The standby that a receiver streams from is promoted, and then a standby of that one: the receiver follows from timeline 1
 // to 2 to 3. Each old timeline's last segment stays partial, and holds the WAL up to the switch.
 func TestPromotion(t *testing.T) {
-	eachSize(t, func(t *testing.T, size int) {
-		a := pg.New(t, pg.Options{SegmentSizeMB: size})
+	eachServer(t, func(t *testing.T, version, size int) {
+		a := pg.New(t, pg.Options{Version: version, SegmentSizeMB: size})
 		b := a.Standby("b")
-		rs := both(t)
+		rs := fit(t, a)
 		startAll(rs, b)
 		switch2 := a.Generate(2 * size)
 		b.WaitReplayed(switch2)

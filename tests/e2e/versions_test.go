@@ -8,12 +8,16 @@ import (
 )
 
 // The same on every version of PostgreSQL: a slot, an empty directory, a stop and a start, a restart of the server, a
-// promotion. pg_receivewal is there in version 15, which refuses newer servers.
+// promotion; the source is a hot standby, and no ALTER SYSTEM is allowed. pg_receivewal is there in version 15, which refuses newer servers.
 func TestEveryVersion(t *testing.T) {
 	for _, version := range []int{13, 14, 15, 16, 17, 18} {
 		t.Run(fmt.Sprint(version), func(t *testing.T) {
 			t.Parallel()
-			a := pg.New(t, pg.Options{Version: version, SegmentSizeMB: 1})
+			var conf []string
+			if version >= 17 {
+				conf = []string{"allow_alter_system = off"}
+			}
+			a := pg.New(t, pg.Options{Version: version, SegmentSizeMB: 1, Conf: conf})
 			b := a.Standby("b")
 			rs := []*receiver{ours(t)}
 			if version <= 15 {
