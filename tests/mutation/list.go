@@ -49,7 +49,7 @@ var mutations = []mutation{
 	{row: "one rule", file: "segment/directory.go", from: "return c.id.Timeline > o.id.Timeline", to: "return c.id.Timeline < o.id.Timeline",
 		pkg: inSegment, test: "TestStart"},
 	{row: "one rule", file: "segment/directory.go", from: "return c.id.Number > o.id.Number", to: "return c.id.Number < o.id.Number",
-		pkg: inSegment, test: "FuzzStart"},
+		pkg: inSegment, test: "TestStart"},
 	{row: "failed fsync", file: "segment/syncer.go", from: `return failure("fsync file", w.d.full(w.partialName(s.id)), err)`, to: "return nil",
 		pkg: inSegment, test: "TestErrors"},
 	{row: "failed fsync", file: "segment/syncer.go", from: "if err != nil {\n\t\tw.err = err\n\t} else {", to: "if err == nil {",
