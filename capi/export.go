@@ -286,6 +286,15 @@ func eventOf(e event) *C.rw_core_event {
 		if e.Full {
 			full.full, c.text = 1, C.CString(e.Err.Error())
 		}
+	case stream.MirrorChange:
+		c.kind, c.directory = C.RW_CORE_MIRROR, C.CString(e.Directory)
+		*(*C.receivewal_mirror)(u) = C.receivewal_mirror{
+			size:  C.sizeof_receivewal_mirror,
+			state: C.receivewal_mirror_state(e.State), // the same numbers
+		}
+		if e.Err != nil {
+			setError(c, e.Err)
+		}
 	case doneEvent:
 		setDone(c, u, e)
 	}
@@ -375,6 +384,9 @@ func setProgress(c *C.receivewal_progress, p stream.Progress) {
 		reconnects:    C.uint64_t(p.Reconnects),
 		server_time:   microseconds(p.ServerTime),
 		received_time: microseconds(p.ReceivedTime),
+
+		mirrors:        C.uint32_t(p.Mirrors),
+		mirrors_failed: C.uint32_t(p.MirrorsFailed),
 	}
 	setName(&c.segment, p.Segment)
 }

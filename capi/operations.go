@@ -88,5 +88,8 @@ func (q *queue) listen(wanted uint32) stream.Events {
 	if wanted&C.RW_CORE_WANT_DISK_FULL != 0 {
 		events.DiskFull = func(d stream.DiskFull) error { q.add(d); return nil }
 	}
+	if wanted&C.RW_CORE_WANT_MIRROR != 0 {
+		events.Mirror = func(m stream.MirrorChange) error { q.add(m); return nil }
+	}
 	return events
 }

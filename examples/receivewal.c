@@ -45,6 +45,9 @@ typedef struct settings
     int status_interval; /* seconds */
     int wal_segsize;     /* MiB; 0: as the files say */
     int password;        /* -1: never ask, 0: ask when the server wants one, 1: ask in any case */
+    const char *mirrors[16];
+    size_t mirror_count;
+    bool mirror_required;
     bool check, json, create_slot, drop_slot, if_not_exists, no_loop, no_sync, synchronous, verbose, progress;
 } settings;
 
@@ -446,6 +449,9 @@ static receivewal_status receive(PGconn *conn)
     options.status_interval = set.status_interval * 1000;
     options.synchronous = set.synchronous;
     options.no_sync = set.no_sync;
+    options.mirrors = set.mirrors;
+    options.mirror_count = set.mirror_count;
+    options.mirror_required = set.mirror_required;
     options.events.log = on_log;
     if (set.progress && isatty(STDERR_FILENO))
         options.events.progress = on_progress;
@@ -661,7 +667,11 @@ static void usage(void)
            "      --json             print the result of --check as JSON\n"
            "      --progress         show position, speed and lag on the terminal\n"
            "      --wal-segsize=SIZE\n"
-           "                         size of WAL segments for --check, in megabytes (default: as the files say)\n");
+           "                         size of WAL segments for --check, in megabytes (default: as the files say)\n"
+           "      --mirror=DIR       write into this directory as well, in step with the first; can be given more\n"
+           "                         than once. One that fails is tried again, and gets what it has missed\n"
+           "      --mirror-required  stop where a mirror fails; tell the server that WAL is flushed only once it is\n"
+           "                         so in each of them\n");
     printf("\nThis is the receivewal program of libreceivewal %s.\n", receivewal_version_string());
 }
 
@@ -813,7 +823,7 @@ static void check_compression(const char *argument)
 }
 
 enum { OPT_CREATE_SLOT = 256, OPT_DROP_SLOT, OPT_IF_NOT_EXISTS, OPT_SYNCHRONOUS, OPT_NO_SYNC, OPT_PROGRESS, OPT_CHECK, OPT_JSON,
-       OPT_WAL_SEGSIZE };
+       OPT_WAL_SEGSIZE, OPT_MIRROR, OPT_MIRROR_REQUIRED };
 
 static void read_options(int argc, char **argv)
 {
@@ -842,6 +852,8 @@ static void read_options(int argc, char **argv)
         { "check", no_argument, NULL, OPT_CHECK },
         { "json", no_argument, NULL, OPT_JSON },
         { "wal-segsize", required_argument, NULL, OPT_WAL_SEGSIZE },
+        { "mirror", required_argument, NULL, OPT_MIRROR },
+        { "mirror-required", no_argument, NULL, OPT_MIRROR_REQUIRED },
         { NULL, 0, NULL, 0 }
     };
     unsigned high, low;
@@ -881,6 +893,12 @@ static void read_options(int argc, char **argv)
                 if ((set.wal_segsize & (set.wal_segsize - 1)) != 0)
                     die("argument of %s must be a power of two between 1 and 1024", "--wal-segsize"); /* as initdb */
                 break;
+            case OPT_MIRROR:
+                if (set.mirror_count == sizeof(set.mirrors) / sizeof(set.mirrors[0]))
+                    die("too many mirrors");
+                set.mirrors[set.mirror_count++] = optarg;
+                break;
+            case OPT_MIRROR_REQUIRED: set.mirror_required = true; break;
             default: die_with_hint(NULL); /* getopt_long has said what is wrong */
         }
     if (optind < argc)
@@ -916,6 +934,8 @@ static void check_options(void)
         die_with_hint("--json needs --check");
     if (set.wal_segsize != 0 && !set.check)
         die_with_hint("--wal-segsize needs --check");
+    if (set.mirror_required && set.mirror_count == 0)
+        die_with_hint("--mirror-required needs --mirror");
     if (set.compress != NULL)
         check_compression(set.compress);
     if (!set.drop_slot && !set.create_slot)

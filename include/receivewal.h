@@ -94,9 +94,11 @@ typedef enum receivewal_status
 
     /* The server refused. receivewal_sqlstate() tells why in its own terms. */
     RECEIVEWAL_ERR_SERVER = 40,      /* an error with an SQLSTATE that none of the following names */
-    RECEIVEWAL_ERR_WAL_REMOVED = 41, /* the WAL asked for is no longer on the server: a new base backup is needed */
+    RECEIVEWAL_ERR_WAL_REMOVED = 41, /* the WAL asked for is no longer on the server: a new base backup is needed. The text says
+                                        whether the slot keeps other WAL, was invalidated or has never kept any, as far as the
+                                        server tells (from 18 on for certain) */
     RECEIVEWAL_ERR_NO_SLOT = 42,     /* the replication slot does not exist, or is not a physical one */
-    RECEIVEWAL_ERR_SLOT_BUSY = 43,   /* the replication slot is in use by another process */
+    RECEIVEWAL_ERR_SLOT_BUSY = 43,   /* the replication slot is in use by another process, whose PID is in the text */
     RECEIVEWAL_ERR_SLOT_EXISTS = 44, /* the replication slot exists already */
     RECEIVEWAL_ERR_UNSUPPORTED = 45, /* the server is too old for this, or the connection is not for physical replication */
 
@@ -315,8 +317,9 @@ typedef enum receivewal_problem_kind
 typedef enum receivewal_problem_state
 {
     RECEIVEWAL_PROBLEM_FOUND = 0,    /* told of each */
-    RECEIVEWAL_PROBLEM_REPAIRED = 1, /* then, of missing segments: they were fetched from the server */
-    RECEIVEWAL_PROBLEM_LOST = 2      /* or: the server no longer has them */
+    RECEIVEWAL_PROBLEM_REPAIRED = 1, /* then, of missing segments: they were fetched from the server; a mirror's, copied from the
+                                        first directory */
+    RECEIVEWAL_PROBLEM_LOST = 2      /* or: the server no longer has them; a mirror's, the first directory does not have them */
 } receivewal_problem_state;
 
 /* Something that is wrong with a directory. Valid only during the callback. */
@@ -330,7 +333,7 @@ typedef struct receivewal_problem
     receivewal_lsn end_lsn; /* to end_lsn on this timeline fails, unless it is a LEFTOVER or REPAIRED */
     const char *file;       /* file name within the directory; "" where it is about a range */
     const char *text;       /* a sentence */
-    const char *directory;  /* which one: options.directory or a mirror, as it was given */
+    const char *directory;  /* which one: options.directory or a mirror, as it was given but absolute */
 } receivewal_problem;
 
 /* The disk is full, or has room again (on_disk_full). Valid only during the callback. */
@@ -355,7 +358,7 @@ typedef struct receivewal_mirror
     size_t size; /* of this struct, set by the library */
     receivewal_mirror_state state;
     receivewal_status status; /* why it failed: one of the directory's (50 to 62); OK when it is back */
-    const char *directory;    /* as it was given */
+    const char *directory;    /* as it was given, but absolute */
     const char *errmsg;       /* why it failed, in a sentence; "" when it is back */
 } receivewal_mirror;
 
@@ -425,8 +428,10 @@ typedef struct receivewal_events
     int (*mirror)(void *ctx, const receivewal_mirror *mirror);
 
     /*
-     * Data was received and written. Each byte once, in order. The server is not told that it is flushed before the callback has
-     * returned 0. A host that comes for it slowly holds up the stream: some MiB wait, and no more.
+     * Data was received and written. Each byte once, in order, but not what is fetched to fill a hole (see problem). The server is not
+     * told that it is flushed before the callback has returned 0. A host that comes for it slowly holds up the stream: 8 MiB wait, and
+     * no more; the connection is kept alive meanwhile, with an io only between the callbacks. After a non-zero answer it is not
+     * called again; a stop otherwise waits for what was received already to be told.
      */
     int (*data)(void *ctx, const receivewal_data *data);
 
@@ -494,12 +499,15 @@ typedef struct receivewal_options
                                            as complete. Each begins with a dot. Besides .gz .lz4 .zst .zstd .bz2 .xz .aes .gpg .enc .age */
     size_t suffix_count;
     const char *const *mirrors;         /* directories that are written in step with the first. Each is locked, and has holes and
-                                           errors of its own, told by events.problem and events.mirror */
+                                           errors of its own, told by events.problem and events.mirror. It gets what it lacks from the first
+                                           directory. Up to 64 MiB of WAL wait in memory for those that are slower, for all together */
     size_t mirror_count;                /* 16 at most */
-    int mirror_required;                /* non-zero: a mirror's error ends the receive, and flushed means in each of them. Else the receive
-                                           goes on without it, and tries it again */
-    int confirm;                        /* non-zero: the flushed position is not told to the server beyond receivewal_confirm */
-    int slot_wait;                      /* milliseconds to wait for a slot that is in use; 0: don't; negative: for ever */
+    int mirror_required;                /* non-zero: a mirror's error ends the receive, flushed means in each of them, and segment_completed
+                                           waits for them. Else the receive goes on without it, tries it again every 10 seconds, and
+                                           at its end waits 10 seconds at most for one that hangs */
+    int confirm;                        /* non-zero: the flushed position is not told to the server beyond receivewal_confirm, and none
+                                           before the first; a server that shuts down waits for all to be confirmed */
+    int slot_wait;                      /* milliseconds to wait for a slot that is in use, asking each second; 0: don't; negative: for ever */
 } receivewal_options;
 #define RECEIVEWAL_OPTIONS_INIT                                                                                        \
     {                                                                                                                  \
@@ -561,8 +569,8 @@ receivewal_status receivewal_stop(receivewal *rw);
 
 /*
  * With options.confirm: the host has made all WAL before lsn safe elsewhere. The server is told so at once where it waits for that
- * (options.synchronous, a keepalive that asks), and at the latest with the next status update. What was confirmed stays so; a lower
- * lsn changes nothing. It doesn't carry over to the next receive.
+ * (options.synchronous, a keepalive that asks), and at the latest with the next status update. What was confirmed stays so, but for what
+ * lies beyond the end of a timeline that is left; a lower lsn changes nothing. It doesn't carry over to the next receive.
  * Any thread, at any time, also inside callbacks; not in a signal handler.
  * Returns OK, INVALID (lsn is beyond what was received, or no receive with options.confirm runs), HANDLE, CLOSED, FORKED.
  */

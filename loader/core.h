@@ -45,6 +45,7 @@ typedef enum rw_core_op
 #define RW_CORE_WANT_RECONNECT 32u
 #define RW_CORE_WANT_PROBLEM 64u
 #define RW_CORE_WANT_DISK_FULL 128u
+#define RW_CORE_WANT_MIRROR 256u
 
 /* Valid, with all that it points to, only until begin returns: the core copies. */
 typedef struct rw_core_request
@@ -56,7 +57,7 @@ typedef struct rw_core_request
     uint64_t passed;                   /* SETTLE: bytes that the relay has passed to the core, since it began */
     const char *name;                  /* *_SLOT: the slot */
     const char *directory;             /* FIND_START, CHECK, RECEIVE: absolute where possible */
-    const receivewal_options *options; /* RECEIVE: normalised; its directory and events are not looked at */
+    const receivewal_options *options; /* RECEIVE: normalised, its mirrors absolute; its directory and events are not looked at */
 } rw_core_request;
 
 typedef enum rw_core_kind
@@ -68,6 +69,7 @@ typedef enum rw_core_kind
     RW_CORE_PROGRESS,  /* progress */
     RW_CORE_PROBLEM,   /* problem, directory, file, text */
     RW_CORE_DISK_FULL, /* disk_full, text */
+    RW_CORE_MIRROR,    /* mirror, directory, status, text */
     RW_CORE_RECONNECT, /* attempt, status, text, sqlstate; to be answered by reconnect */
     RW_CORE_DONE       /* status, text, sqlstate, detail, hint; system, slot, start or check where the request asked for it */
 } rw_core_kind;
@@ -92,6 +94,7 @@ typedef struct rw_core_event
         receivewal_progress progress;
         receivewal_problem problem;     /* its strings are NULL: see directory, file and text */
         receivewal_disk_full disk_full; /* its errmsg is NULL: see text */
+        receivewal_mirror mirror;       /* its strings are NULL: see directory and text; its status is not set */
         int attempt;
         receivewal_check check;
         receivewal_system system;

@@ -51,6 +51,7 @@ extern const rw_layout rw_layout_connection, rw_layout_io, rw_layout_options, rw
     rw_layout_start_point, rw_layout_check_options, rw_layout_check;
 
 #define RW_PROBLEM_MAX 256
+#define RW_MIRRORS_MAX 16 /* options.mirrors */
 
 /* Checks the size of a struct that the caller passed. Returns true, or false and a sentence in problem. */
 bool rw_struct_check(const rw_layout *layout, const void *theirs, char problem[RW_PROBLEM_MAX]);

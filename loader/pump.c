@@ -162,6 +162,11 @@ static int deliver(rw_pump *p, rw_core_event *event, const receivewal_events *ev
         case RW_CORE_DISK_FULL:
             event->u.disk_full.errmsg = text;
             return events->disk_full == NULL ? 0 : events->disk_full(events->ctx, &event->u.disk_full);
+        case RW_CORE_MIRROR:
+            event->u.mirror.status = event->status;
+            event->u.mirror.errmsg = text;
+            event->u.mirror.directory = event->directory == NULL ? "" : event->directory;
+            return events->mirror == NULL ? 0 : events->mirror(events->ctx, &event->u.mirror);
         case RW_CORE_RECONNECT:
             /* Not after a stop: the core has ended, or is about to, without waiting for the answer. */
             if (!p->cancelled && !has_ended(event) && events->reconnect != NULL)

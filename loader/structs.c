@@ -342,7 +342,7 @@ bool rw_options_check(const receivewal_options *options, char problem[RW_PROBLEM
         complaint = "compression_level is not one of the compression's";
     else if (options->compression_workers < 0 || options->compression_workers > 1024)
         complaint = "compression_workers is not from 0 to 1024";
-    else if (options->mirror_count > 16)
+    else if (options->mirror_count > RW_MIRRORS_MAX)
         complaint = "mirror_count is more than 16";
     else if (options->mirror_count > 0 && options->mirrors == NULL)
         complaint = "mirrors is NULL";

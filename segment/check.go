@@ -44,6 +44,10 @@ type CheckOptions struct {
 	SystemIdentifier uint64 // 0: as the oldest segment says; only with Pages
 	Pages            bool   // also look at the first page of each plain segment, and of each partial one
 	Decode           bool   // also decompress each compressed segment
+
+	// Where the segments have to reach, along the history of a timeline. 0: to where receiving would go on.
+	Until   LSN
+	History History
 }
 
 // Report is what a check has found.
@@ -52,6 +56,7 @@ type Report struct {
 	SizeAssumed      bool  // no file tells the size: it is PostgreSQL's default
 	Segments         int   // complete ones
 	Oldest           ID    // the oldest complete segment
+	Begin            LSN   // where the segments begin that were looked at for holes, the partial one with them; 0: there is none
 	Next             Start // where receiving would go on
 	Problems         []Problem
 	SystemIdentifier uint64 // as the segments say; 0: nobody does
@@ -189,14 +194,20 @@ func (d *Directory) check(o CheckOptions) (Report, error) {
 	if err != nil {
 		return report, err
 	}
+	if o.Until != 0 {
+		report.holes(o.History, o.Until, complete, partials)
+		return report, nil
+	}
 	history, ok := histories[report.Next.Timeline]
 	if !ok {
 		history = History{{Timeline: report.Next.Timeline}}
 	}
-	report.Oldest = report.holes(history, report.Next.LSN, complete)
+	report.holes(history, report.Next.LSN, complete, partials)
 	// After a recovery to an earlier point, the timeline that is followed is a newer one that has not come as far yet.
 	if history, ok := histories[last.Timeline]; ok && last.Timeline > report.Next.Timeline {
-		report.holes(history, last.LSN, complete)
+		oldest, begin := report.Oldest, report.Begin
+		report.holes(history, last.LSN, complete, partials)
+		report.Oldest, report.Begin = oldest, begin
 	}
 	return report, nil
 }
@@ -370,21 +381,31 @@ func keys[K comparable, V any](m map[K]V) func(yield func(K) bool) {
 	}
 }
 
-// holes finds the segments that are missing between the oldest complete one and where receiving goes on, along a timeline's history.
-// A segment in which a timeline began has to be there on that timeline. It returns the oldest.
-func (r *Report) holes(history History, end LSN, complete map[ID]string) (oldest ID) {
-	next := uint64(end) / uint64(r.Size)
+// holes finds the segments that are missing between the oldest one and where they have to reach, along a history. A segment in which
+// a timeline began has to be there on that timeline.
+func (r *Report) holes(history History, until LSN, complete map[ID]string, partials []candidate) {
+	next := uint64(until) / uint64(r.Size)
+	along := func(id ID) bool { return id.Number < next && history.TimelineOf(id.End(r.Size)-1) == id.Timeline }
 	var have []uint64
 	for id := range complete {
-		if id.Number < next && history.TimelineOf(id.End(r.Size)-1) == id.Timeline {
+		if along(id) {
 			have = append(have, id.Number)
 		}
 	}
 	if len(have) == 0 {
-		return oldest
+		for _, p := range partials { // of which the newest counts, as at the start of a receive
+			if along(p.id) {
+				r.Begin = max(r.Begin, p.id.LSN(r.Size))
+			}
+		}
+		if r.Begin != 0 {
+			r.missing(history, r.Begin, until)
+		}
+		return
 	}
 	slices.Sort(have)
-	oldest = ID{history.TimelineOf(LSN((have[0]+1)*uint64(r.Size)) - 1), have[0]}
+	r.Oldest = ID{history.TimelineOf(LSN((have[0]+1)*uint64(r.Size)) - 1), have[0]}
+	r.Begin = r.Oldest.LSN(r.Size)
 	for i, n := range have {
 		end := next
 		if i+1 < len(have) {
@@ -392,26 +413,39 @@ func (r *Report) holes(history History, end LSN, complete map[ID]string) (oldest
 		}
 		r.missing(history, LSN((n+1)*uint64(r.Size)), LSN(end*uint64(r.Size)))
 	}
-	return oldest
 }
 
-// missing adds a hole, cut where a timeline's first segment begins.
 func (r *Report) missing(history History, from, to LSN) {
-	for from < to {
-		timeline, end := history.TimelineOf(from+LSN(r.Size)-1), to
-		for _, e := range history {
-			if e.Timeline == timeline && e.End != 0 {
-				end = min(end, max(r.Size.Floor(e.End), from+LSN(r.Size)))
-			}
-		}
-		first, last := At(timeline, from, r.Size).Name(r.Size), At(timeline, end-1, r.Size).Name(r.Size)
-		text := fmt.Sprintf("segment %s is missing", first)
-		if first != last {
-			text = fmt.Sprintf("segments %s to %s are missing", first, last)
-		}
-		if p := (Problem{Kind: Missing, Timeline: timeline, LSN: from, EndLSN: end, Text: text}); !slices.Contains(r.Problems, p) {
+	for _, p := range MissingAlong(history, from, to, r.Size) {
+		if !slices.Contains(r.Problems, p) {
 			r.add(p)
 		}
+	}
+}
+
+// MissingAlong are the problems that all segments from one position to another are missing along a history: one for each timeline, cut
+// where a timeline's first segment begins.
+func MissingAlong(history History, from, to LSN, size Size) []Problem {
+	var problems []Problem
+	for from < to {
+		timeline, end := history.TimelineOf(from+LSN(size)-1), to
+		for _, e := range history {
+			if e.Timeline == timeline && e.End != 0 {
+				end = min(end, max(size.Floor(e.End), from+LSN(size)))
+			}
+		}
+		problems = append(problems, MissingFrom(timeline, from, end, size))
 		from = end
 	}
+	return problems
+}
+
+// MissingFrom is the problem that the segments of a timeline from one position to another are missing.
+func MissingFrom(timeline Timeline, from, to LSN, size Size) Problem {
+	first, last := At(timeline, from, size).Name(size), At(timeline, to-1, size).Name(size)
+	text := fmt.Sprintf("segment %s is missing", first)
+	if first != last {
+		text = fmt.Sprintf("segments %s to %s are missing", first, last)
+	}
+	return Problem{Kind: Missing, Timeline: timeline, LSN: from, EndLSN: to, Text: text}
 }

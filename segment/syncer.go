@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"runtime/debug"
+	"time"
 )
 
 // syncer makes durable what Append has written: the only place where a file gets its name and where the flushed LSN
@@ -28,6 +29,9 @@ func (w *Writer) syncer() {
 			return
 		}
 		w.finish(s, end, w.forward(s, end))
+		if w.o.Notify != nil {
+			w.o.Notify()
+		}
 	}
 }
 
@@ -38,8 +42,11 @@ func (w *Writer) nextWork() (*openSegment, LSN, bool) {
 	defer w.mu.Unlock()
 	for {
 		switch {
+		case w.busy: // by Sync
 		case w.err == nil && w.due():
+			w.begun = time.Now()
 			s := w.pending[0]
+			w.busy = true
 			return s, min(w.Written(), s.id.End(w.o.Size)), true
 		case w.closing:
 			return nil, 0, false
@@ -55,7 +62,7 @@ func (w *Writer) due() bool {
 		return false
 	}
 	s, written := w.pending[0], w.Written()
-	return written >= s.id.End(w.o.Size) || w.mayShow(s, written) ||
+	return written >= s.id.End(w.o.Size) || s.overdue && w.mayShow(s, written) ||
 		!w.o.Whole && w.wanted > w.flushed && w.checked(written) > w.flushed
 }
 
@@ -174,22 +181,27 @@ func (w *Writer) complete(s *openSegment) error {
 	return nil
 }
 
-// finish records what forward has achieved.
+// finish records what forward has achieved, and how long it took.
 func (w *Writer) finish(s *openSegment, end LSN, err error) {
+	took := time.Since(w.begun)
 	w.mu.Lock()
+	w.busy = false
 	if err != nil {
 		w.err = err
 	} else {
 		w.flushed = w.checked(end)
+		if !w.o.NoSync {
+			w.took, w.slowest = max(took, 1), max(took, w.slowest, 1)
+		}
 		if end == s.id.End(w.o.Size) {
 			w.pending = w.pending[1:]
 			w.events = append(w.events, Event{s.id, s.id.Name(w.o.Size), true})
 		}
+		if w.due() {
+			w.work.Signal() // the syncer, if it had to leave this to Sync
+		}
 	}
 	w.mu.Unlock()
-	if w.o.Notify != nil {
-		w.o.Notify()
-	}
 }
 
 // closeFiles closes what is still open: a segment that is not complete, or after a failure all that remain. A file without

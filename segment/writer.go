@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -20,6 +21,7 @@ type WriterOptions struct {
 	History          History // of Timeline; the first page of each segment is held against it
 	Whole            bool    // fill a hole: no new file is visible before its segment is complete
 	CheckPages       bool    // hold the header of each page against its address, not only the first's of a segment
+	Synchronous      bool    // it will be flushed often: see Live
 	NoSync           bool    // never wait for the disk: then "flushed" only means written
 	Notify           func()  // called when Flushed, Events or Err have something new, by the syncer or in Append; must not block
 }
@@ -36,6 +38,8 @@ type Writer struct {
 	current *openSegment // the one being filled; nil before the first byte of a segment
 	written atomic.Uint64
 	pages   pageChecker
+	live    bool   // see Live
+	spare   *spare // nil unless Synchronous
 
 	mu      sync.Mutex
 	work    sync.Cond      // the syncer waits here, with mu
@@ -43,7 +47,11 @@ type Writer struct {
 	wanted  LSN            // flush at least up to here
 	flushed LSN
 	events  []Event
-	err     error // sticky: nothing is durable after a failure
+	begun   time.Time     // when what is done now was taken up
+	took    time.Duration // that the last flush took
+	slowest time.Duration // of all flushes
+	err     error         // sticky: nothing is durable after a failure
+	busy    bool          // a segment is being taken forward
 	closing bool
 	ended   chan struct{} // the syncer is done
 }
@@ -61,6 +69,7 @@ type openSegment struct {
 	id      ID
 	file    File
 	visible bool       // as .partial; before that the file has no name, and is gone after a crash. With Writer.mu
+	overdue bool       // it has been without a name for long enough. With Writer.mu
 	header  pageHeader // its beginning, as received; it goes to the file once it is whole and checked
 
 	// Other partial files of the same segment (compressed ones), which this one replaces once it holds as much as
@@ -78,10 +87,17 @@ func (d *Directory) NewWriter(o WriterOptions) *Writer {
 	if o.Size.Offset(o.Start) != 0 {
 		w.err = fmt.Errorf("%w: %s is not the first byte of a segment", ErrInternal, o.Start)
 	}
+	if o.Synchronous && !o.NoSync {
+		w.spare = newSpare(d, o.Size)
+	}
 	w.written.Store(uint64(o.Start))
 	go w.syncer()
 	return w
 }
+
+// Live tells whether the next data is about as new as the server's: then a Synchronous writer fills files with zeros before WAL
+// is written to them, so that flushes are quick. While catching up, that would only be twice the work.
+func (w *Writer) Live(live bool) { w.live = live }
 
 // Written is the end of what has been written to files, but for a segment's first 40 bytes, which wait until they can
 // be checked. Any goroutine.
@@ -92,6 +108,14 @@ func (w *Writer) Flushed() LSN {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.flushed
+}
+
+// FlushTime is how long the last flush took, and the slowest one: with its directory's fsync where it needs one. 0: there was
+// none. Any goroutine.
+func (w *Writer) FlushTime() (last, slowest time.Duration) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.took, w.slowest
 }
 
 // Err is the error that has ended durability, if any: after it, Flushed stays where it is. Any goroutine.
@@ -108,6 +132,13 @@ func (w *Writer) Events() []Event {
 	events := w.events
 	w.events = nil
 	return events
+}
+
+// Busy tells whether the syncer has something to do. Any goroutine.
+func (w *Writer) Busy() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.err == nil && w.due()
 }
 
 // aheadBytes bounds the data in complete segments that wait for the disk.
@@ -209,11 +240,31 @@ func (w *Writer) begin(s *openSegment) {
 	w.pending = append(w.pending, s)
 	if s.visible {
 		w.events = append(w.events, Event{s.id, w.partialName(s.id), false})
+	} else {
+		w.nameInTime(s)
 	}
 	w.mu.Unlock()
 	if s.visible && w.o.Notify != nil {
 		w.o.Notify()
 	}
+}
+
+// nameAfter is how long a segment may do without a name: while catching up, most are complete before, and get their final one
+// with half the waiting for the disk. The first of a Writer gets its name at once: it tells where the receive began.
+const nameAfter = 100 * time.Millisecond
+
+// nameInTime sees to it, with mu held, that a segment without a name gets one in time.
+func (w *Writer) nameInTime(s *openSegment) {
+	if s.id.LSN(w.o.Size) == w.o.Start {
+		s.overdue = true
+		return
+	}
+	time.AfterFunc(nameAfter, func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		s.overdue = true
+		w.work.Signal()
+	})
 }
 
 // advance tells the syncer that the segment has been written up to end, if that gives it something to do.
@@ -223,6 +274,8 @@ func (w *Writer) advance(s *openSegment, end LSN) {
 	w.written.Store(uint64(end))
 	if end == s.id.End(w.o.Size) {
 		w.current = nil
+	} else if w.live && w.spare != nil {
+		w.spare.keepAhead(int64(w.o.Size.Offset(end)))
 	}
 	if w.due() {
 		w.work.Signal()
@@ -239,8 +292,8 @@ func (w *Writer) open(id ID) (*openSegment, error) {
 	case err == nil:
 		s.visible = true
 	case errors.Is(err, fs.ErrNotExist):
-		if f, err = w.d.dir.Create(w.d.mode); err != nil {
-			return nil, failure("create file", w.d.full(name), err)
+		if f, err = w.create(name); err != nil {
+			return nil, err
 		}
 	default:
 		return nil, failure("open file", w.d.full(name), err)
@@ -256,6 +309,28 @@ func (w *Writer) open(id ID) (*openSegment, error) {
 	}
 	return s, nil
 }
+
+// create makes a new file for a segment. One that will be flushed often is full of zeros.
+func (w *Writer) create(name string) (File, error) {
+	if w.spare != nil && w.live {
+		if f := w.spare.take(); f != nil {
+			return f, nil
+		}
+	}
+	f, err := w.d.dir.Create(w.d.mode)
+	if err != nil {
+		return nil, failure("create file", w.d.full(name), err)
+	}
+	if w.spare != nil && w.live && w.o.Size <= maxZeroed {
+		if err := errors.Join(f.Allocate(int64(w.o.Size)), zero(f, 0, int64(w.o.Size))); err != nil {
+			return nil, errors.Join(failure("fill file", w.d.full(name), err), f.Close())
+		}
+	}
+	return f, nil
+}
+
+// maxZeroed is the largest segment that is filled with zeros while the stream waits for it, as the first one is.
+const maxZeroed = 64 << 20
 
 // fit gives the file the size of a segment. One that is too short, because somebody else's disk was full or to set the
 // start, is made longer; one that is too long is not ours to cut.
@@ -330,5 +405,36 @@ func (w *Writer) Close() error {
 	w.work.Signal()
 	w.mu.Unlock()
 	<-w.ended
-	return w.Err()
+	err := w.Err()
+	if w.spare != nil {
+		err = errors.Join(err, w.spare.close())
+	}
+	return err
+}
+
+// Sync makes everything written so far durable, on the caller's goroutine, if that is all that there is to do; true then.
+// Else it is Flush. The caller waits for the disk, but nobody has to be woken up before and after.
+func (w *Writer) Sync() bool {
+	s, end := w.claim()
+	if s == nil {
+		w.Flush()
+		return false
+	}
+	w.finish(s, end, w.forward(s, end))
+	return true
+}
+
+// claim takes the current segment from the syncer, if its data is all that is to be flushed.
+func (w *Writer) claim() (*openSegment, LSN) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.busy || w.err != nil || w.closing || len(w.pending) != 1 || !w.pending[0].visible || len(w.pending[0].replaces) > 0 {
+		return nil, 0
+	}
+	s, end := w.pending[0], w.Written()
+	if w.checked(end) <= w.flushed || end == s.id.End(w.o.Size) {
+		return nil, 0
+	}
+	w.busy, w.begun = true, time.Now()
+	return s, end
 }

@@ -35,7 +35,8 @@ func (s *Session) IdentifySystem(ctx context.Context) (System, error) {
 func (s *Session) identify(ctx context.Context) (System, error) {
 	var sys System
 	if s.serverVersion != 0 && s.serverVersion < oldestServer {
-		return sys, fail(ErrUnsupported, "server version %d is not supported: it must be 9.4 or newer", s.serverVersion)
+		return sys, fail(ErrUnsupported, "the server's version %d.%d.%d is not supported: it must be 9.4 or newer",
+			s.serverVersion/10000, s.serverVersion/100%100, s.serverVersion%100)
 	}
 	row, err := s.row(ctx, "IDENTIFY_SYSTEM", 3)
 	if err != nil {
@@ -62,12 +63,13 @@ func (s *Session) identify(ctx context.Context) (System, error) {
 }
 
 // The first versions that have something: SQL commands like SHOW in replication connections, the setting
-// data_directory_mode, READ_REPLICATION_SLOT; and the first with replication slots at all.
+// data_directory_mode, READ_REPLICATION_SLOT, the refusal of an invalidated slot; and the first with replication slots at all.
 const (
 	oldestServer         = 90400
 	versionShow          = 100000
 	versionDirectoryMode = 110000
 	versionReadSlot      = 150000
+	versionRefusesLost   = 180000
 )
 
 // older tells whether the server is known to be older than a version.
@@ -274,6 +276,10 @@ func (s *Session) readSlot(ctx context.Context, name string) (Slot, error) {
 	row, err := s.row(ctx, fmt.Sprintf("READ_REPLICATION_SLOT %q", name), 3)
 	if hasState(err, stateSyntaxError) {
 		return slot, fail(ErrUnsupported, "the server cannot read a replication slot: %w", err)
+	}
+	if hasState(err, stateNotInPrerequisiteState) {
+		// ReadReplicationSlot in walsender.c.
+		return slot, fail(ErrNoSlot, "slot %q is a logical one, and this needs a physical one: %w", name, err)
 	}
 	if err != nil {
 		return slot, err

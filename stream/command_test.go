@@ -462,6 +462,7 @@ func TestReadSlot(t *testing.T) {
 		"timeline of letters":   {answerOf("physical", "0/300000", "x"), Slot{}, ErrProtocol},
 		"too few columns":       {answerOf("physical", "0/300000"), Slot{}, ErrProtocol},
 		"no row":                {rows(), Slot{}, ErrProtocol},
+		"a logical one":         {refusal("ERROR", "55000", "cannot use READ_REPLICATION_SLOT with a logical replication slot"), Slot{}, ErrNoSlot},
 		"command not known":     {refusal("ERROR", "42601", "syntax error"), Slot{}, ErrUnsupported},
 		"command not permitted": {refusal("ERROR", "42501", "permission denied"), Slot{}, nil},
 	} {
@@ -681,7 +682,7 @@ func TestParseVersion(t *testing.T) {
 		"19devel": 190000, "18beta1": 180000, "17rc1": 170000, "16": 160000, "9.6": 90600, "": 0, "x": 0, "PostgreSQL 9": 0,
 		"99999999999999999999": 0, "1.2.3.4.5": 10203,
 	} {
-		if got := parseVersion(text); got != want {
+		if got := ParseVersion(text); got != want {
 			t.Errorf("%q: %d, expected %d", text, got, want)
 		}
 	}

@@ -48,6 +48,7 @@ type copyStream struct {
 	lastHeard  time.Time // when the server last sent anything, or we last didn't want it to
 	asked      bool      // since then, a reply was asked for
 	owed       time.Time // since when the server waits for a reply; zero: it doesn't
+	answered   bool      // it has had one, but not all was flushed
 	shown      time.Time // when the last progress event was
 	changed    bool      // something has happened since then
 
@@ -55,6 +56,8 @@ type copyStream struct {
 	unflushed time.Time   // since when something is written that no flush was asked for; zero: nothing is
 	blind     time.Time   // since when nothing is read, because of the disk; zero: it is read
 	full      time.Time   // when writing failed on a full disk that we wait for; zero: it did not
+
+	events []segment.Event // to be told
 
 	segment string     // the name of the segment that is being written,
 	named   segment.ID // which is this one
@@ -81,9 +84,9 @@ const (
 	endTimeline        // the server has sent CopyDone
 )
 
-func newCopyStream(r *receiver) *copyStream {
-	c := &copyStream{receiver: r, c: r.s.wire, next: r.start}
-	c.w = r.dir.NewWriter(segment.WriterOptions{
+// writerOptions says how the stream that begins is written.
+func (r *receiver) writerOptions() segment.WriterOptions {
+	return segment.WriterOptions{
 		Timeline:         r.timeline,
 		Start:            r.start,
 		Size:             r.sys.SegmentSize,
@@ -91,12 +94,23 @@ func newCopyStream(r *receiver) *copyStream {
 		History:          r.history,
 		Whole:            r.filling,
 		CheckPages:       r.o.CheckPages,
+		Synchronous:      r.o.Synchronous,
 		NoSync:           r.o.NoSync,
-		Notify: func() {
-			c.news.Store(true)
-			c.s.wake()
-		},
-	})
+	}
+}
+
+func newCopyStream(r *receiver) *copyStream {
+	c := &copyStream{receiver: r, c: r.s.wire, next: r.start}
+	if r.o.Confirm && !r.filling {
+		r.s.hold.reach(r.start)
+	}
+	o := r.writerOptions()
+	o.Notify = func() {
+		c.news.Store(true)
+		c.s.wake()
+	}
+	c.w = r.dir.NewWriter(o)
+	c.mirrors.feeds(c.w)
 	c.guard = newGuard(func() error {
 		c.lastHeard = time.Now() // it is not the server who is silent
 		return c.sendStatus(false)
@@ -148,7 +162,9 @@ func (c *copyStream) loop(ctx context.Context) (ending, error) {
 			return end, err
 		}
 		if c.o.Synchronous {
-			c.w.Flush()
+			if err := c.flushNow(); err != nil {
+				return goingOn, err
+			}
 		}
 		if err := c.keepUp(time.Now()); err != nil {
 			return goingOn, err
@@ -160,6 +176,30 @@ func (c *copyStream) loop(ctx context.Context) (ending, error) {
 			return goingOn, err
 		}
 	}
+}
+
+// flushNow makes durable what was written, and tells the server. Where the disk is not busy with more than that, it is waited for
+// here: what arrives meanwhile is flushed together the next time.
+func (c *copyStream) flushNow() error {
+	if max(c.durable(), c.wanted) >= c.w.Written() {
+		return nil
+	}
+	c.wanted = c.w.Written()
+	c.mirrors.flush()
+	c.guard.enter()
+	done := c.w.Sync()
+	c.guard.leave()
+	if !done {
+		return nil
+	}
+	if err := c.w.Err(); err != nil {
+		return err
+	}
+	c.changed = true
+	if c.flushed() > c.reported {
+		return c.sendStatus(false)
+	}
+	return nil
 }
 
 // await waits for the server, the syncer, a stop or the time of the next status update. While the disk is behind,
@@ -177,15 +217,37 @@ func (c *copyStream) await() error {
 		return nil
 	}
 	c.blind = time.Time{}
-	got, err := c.c.read(bufferSize, c.deadline())
+	deadline := c.deadline()
+	if c.c.hot && c.c.short() {
+		behind := c.server.end >= c.next+gatherLag
+		if behind {
+			gather()
+		}
+		if behind || c.quiet() {
+			c.c.linger(deadline)
+		}
+	}
+	got, err := c.c.read(bufferSize, deadline)
 	if got {
 		c.lastHeard, c.asked = time.Now(), false
 	}
 	return err
 }
 
+// quiet tells whether the server alone can have something to tell: not the syncer, nor the caller.
+func (c *copyStream) quiet() bool {
+	return c.durable() >= max(c.wanted, c.reported) && !c.o.Confirm && c.o.Events.Data == nil
+}
+
 // reads tells whether there is room for more data.
-func (c *copyStream) reads() bool { return c.full.IsZero() && c.w.Ready() }
+func (c *copyStream) reads() bool {
+	return c.full.IsZero() && c.w.Ready() && c.dataHasRoom() && c.mirrors.ready()
+}
+
+// dataHasRoom tells whether the caller comes for its data.
+func (c *copyStream) dataHasRoom() bool {
+	return c.o.DataAhead <= 0 || c.s.hold.waiting() < uint64(c.o.DataAhead)
+}
 
 // consume takes apart what was read.
 func (c *copyStream) consume() (ending, error) {
@@ -210,6 +272,7 @@ func (c *copyStream) consume() (ending, error) {
 
 // store writes a piece of WAL data.
 func (c *copyStream) store(data []byte) (ending, error) {
+	c.w.Live(c.server.end < c.next+segment.LSN(c.sys.SegmentSize))
 	c.guard.enter()
 	n, err := c.w.Append(c.next, data)
 	c.guard.leave()
@@ -223,16 +286,39 @@ func (c *copyStream) store(data []byte) (ending, error) {
 	}
 	c.full = time.Time{}
 	c.diskHasRoom()
+	c.mirrors.append(c.next, data[:n])
 	c.c.used(n)
 	c.payload -= n
 	c.next += segment.LSN(n)
 	c.bytes += uint64(n)
 	c.changed = true
+	c.give(data[:n])
 	// As in pg_receivewal, the end is looked for where a message or a segment ends.
 	if (c.payload == 0 || c.sys.SegmentSize.Offset(c.next) == 0) && c.reached(c.next) {
 		return endReached, nil
 	}
 	return goingOn, nil
+}
+
+// give gives the caller what was just written, which ends at c.next.
+func (c *copyStream) give(data []byte) {
+	if c.o.Confirm {
+		c.s.hold.reach(c.next)
+	}
+	if c.o.Events.Data == nil {
+		return
+	}
+	c.s.hold.give(len(data))
+	if c.refused {
+		return
+	}
+	err := c.o.Events.Data(Data{c.timeline, c.next - segment.LSN(len(data)), c.server.end, c.sys.SegmentSize, data})
+	if err != nil {
+		c.refused = true
+		c.stopOn(err)
+	} else if c.o.DataAhead <= 0 {
+		c.s.hold.take(len(data))
+	}
 }
 
 // take takes one message from the buffer; of WAL data only the header. more is false if it isn't all there.
@@ -322,11 +408,12 @@ func (c *copyStream) takeKeepalive(length int) (more bool, err error) {
 	}
 	// The reply waits for a flush, if it reports one: a server that shuts down waits for everything to be flushed.
 	if c.reportsFlush() {
-		c.w.Flush()
+		c.flushWritten()
 	}
 	if c.owed.IsZero() {
 		c.owed = time.Now()
 	}
+	c.answered = false
 	return true, nil
 }
 
@@ -338,21 +425,48 @@ func (c *copyStream) heard(b []byte) {
 
 // settle passes on what the writer's syncer has done, and reports it to the server where it waits for that.
 func (c *copyStream) settle() error {
-	if !c.news.Swap(false) {
+	answered, fresh := c.s.hold.changed(), c.mirrors.isFresh()
+	if !c.news.Swap(false) && !answered && !fresh {
 		return nil
 	}
 	c.publish(c.state()) // what the callbacks look at must not be older than what they are told
-	for _, e := range c.w.Events() {
-		c.tell(e)
+	if fresh {
+		c.tellMirrors()
 	}
+	c.tellSegments()
 	if err := c.w.Err(); err != nil {
 		return err
 	}
+	if err := c.mirrors.failure(); err != nil {
+		return err
+	}
 	c.changed = true
-	if (c.o.Synchronous || c.o.FlushInterval > 0 && c.reportsFlush()) && c.w.Flushed() > c.reported {
+	if (c.o.Synchronous || c.o.FlushInterval > 0 && c.reportsFlush()) && c.flushed() > c.reported {
 		return c.sendStatus(false)
 	}
 	return nil
+}
+
+// flushWritten asks for a flush of everything written so far.
+func (c *copyStream) flushWritten() {
+	c.w.Flush()
+	c.mirrors.flush()
+}
+
+// durable is the end of what is durable, in the first directory and in the mirrors that are required.
+func (c *copyStream) durable() segment.LSN { return c.mirrors.flushed(c.w.Flushed()) }
+
+// tellSegments tells the caller of segments: of a complete one once it is durable wherever it has to be.
+func (c *copyStream) tellSegments() {
+	c.events = append(c.events, c.w.Events()...)
+	for len(c.events) > 0 {
+		e := c.events[0]
+		if end := e.ID.End(c.sys.SegmentSize); e.Complete && c.mirrors.flushed(end) < end {
+			return
+		}
+		c.events = c.events[1:]
+		c.tell(e)
+	}
 }
 
 // tell tells the caller of a segment.
@@ -405,13 +519,13 @@ func (c *copyStream) keepUp(now time.Time) error {
 func (c *copyStream) flushInTime(now time.Time) {
 	switch {
 	case c.o.FlushInterval <= 0 || c.o.Synchronous:
-	case max(c.w.Flushed(), c.wanted) >= c.w.Written():
+	case max(c.durable(), c.wanted) >= c.w.Written():
 		c.unflushed = time.Time{}
 	case c.unflushed.IsZero():
 		c.unflushed = now
 	case now.Sub(c.unflushed) >= c.o.FlushInterval:
 		c.unflushed, c.wanted = time.Time{}, c.w.Written()
-		c.w.Flush()
+		c.flushWritten()
 	}
 }
 
@@ -426,7 +540,20 @@ func (c *copyStream) replyDue(now time.Time) bool {
 	if c.owed.IsZero() {
 		return false
 	}
-	return !c.reportsFlush() || c.w.Flushed() >= c.w.Written() || now.Sub(c.owed) >= replyPatience
+	if !c.reportsFlush() || c.flushed() >= c.w.Written() {
+		return true
+	}
+	due := c.replyTime()
+	return !due.IsZero() && !now.Before(due) || c.answered && c.flushed() > c.reported
+}
+
+// replyTime is when a reply that is owed does not wait for the disk any longer; zero: never. For the caller (see hold) only the
+// first one waits: another one follows when there is something new to tell.
+func (c *copyStream) replyTime() time.Time {
+	if c.owed.IsZero() || c.answered && c.durable() >= c.w.Written() {
+		return time.Time{}
+	}
+	return c.owed.Add(replyPatience)
 }
 
 // deadline is when keepUp has to be called at the latest; zero: never.
@@ -453,8 +580,8 @@ func (c *copyStream) deadline() time.Time {
 // statusTime is when the next status update is due at the latest; zero: never.
 func (c *copyStream) statusTime() time.Time {
 	first := c.regularStatus()
-	if !c.owed.IsZero() {
-		first = earlier(first, c.owed.Add(replyPatience))
+	if due := c.replyTime(); !due.IsZero() {
+		first = earlier(first, due)
 	}
 	return first
 }
@@ -487,18 +614,33 @@ func earlier(a, b time.Time) time.Time {
 // at once should not count as a synchronous standby (ReceiveXlogStream in receivelog.c).
 func (c *copyStream) reportsFlush() bool { return c.o.Slot != "" || c.o.Synchronous }
 
+// flushed is the flushed position that the server may be told: what is durable, and neither waits for Events.Data nor for
+// Session.Confirm.
+func (c *copyStream) flushed() segment.LSN {
+	flushed := c.durable()
+	if c.filling || c.o.Events.Data == nil && !c.o.Confirm {
+		return flushed
+	}
+	return min(flushed, c.s.hold.limit(c.start, c.next))
+}
+
 // sendStatus sends a standby status update; with ask, one that the server answers with a keepalive.
 func (c *copyStream) sendStatus(ask bool) error {
 	now := time.Now()
-	var flushed segment.LSN
+	written, flushed := c.w.Written(), segment.LSN(0)
 	if c.reportsFlush() {
-		flushed = c.w.Flushed()
+		flushed = c.flushed()
+		if flushed == 0 && !c.owed.IsZero() {
+			// Nothing is confirmed. To a server that shuts down, a receiver without a flushed position is done once all is
+			// written (WalSndDone in walsender.c): so one byte is not.
+			written--
+		}
 	}
 	m := c.c.scratch(statusMessageSize)
 	m[0] = typeCopyData
 	binary.BigEndian.PutUint32(m[1:], statusMessageSize-1)
 	m[5] = payloadStatus
-	binary.BigEndian.PutUint64(m[6:], uint64(c.w.Written()))
+	binary.BigEndian.PutUint64(m[6:], uint64(written))
 	binary.BigEndian.PutUint64(m[14:], uint64(flushed))
 	// m[22:30]: the applied position. Nothing is ever applied.
 	binary.BigEndian.PutUint64(m[30:], uint64(now.UnixMicro()-postgresEpoch))
@@ -509,10 +651,11 @@ func (c *copyStream) sendStatus(ask bool) error {
 		return err
 	}
 	c.lastStatus, c.reported = now, flushed
-	if c.w.Flushed() >= c.w.Written() || !c.reportsFlush() {
-		c.owed = time.Time{}
+	c.s.setProgress(func(p *Progress) { p.ReportedLSN = flushed })
+	if !c.reportsFlush() || flushed >= written {
+		c.owed, c.answered = time.Time{}, false
 	} else if !c.owed.IsZero() {
-		c.owed = now // an answer before the flush; another one follows it
+		c.owed, c.answered = now, true // an answer before the flush; another one follows it
 	}
 	return nil
 }
@@ -529,18 +672,24 @@ func (c *copyStream) state() State {
 
 // publish makes the progress visible to everybody.
 func (c *copyStream) publish(state State) {
-	written, flushed := c.w.Written(), c.w.Flushed()
+	written, flushed := c.w.Written(), c.durable()
 	if id := segment.At(c.timeline, written, c.sys.SegmentSize); id != c.named {
 		c.named, c.segment = id, id.Name(c.sys.SegmentSize)
 	}
+	last, slowest := c.w.FlushTime()
+	now := time.Now()
 	c.s.setProgress(func(p *Progress) {
 		p.State, p.Timeline, p.WrittenLSN, p.FlushedLSN = state, c.timeline, written, flushed
 		p.Bytes += c.bytes
 		p.Segment = c.segment
+		if last > 0 {
+			p.FlushTime, p.FlushTimeMax = last, max(p.FlushTimeMax, slowest)
+		}
 		if !c.server.received.IsZero() {
 			p.ServerLSN = c.server.end
 			p.ServerTime, p.ReceivedTime = time.UnixMicro(c.server.time+postgresEpoch), c.server.received
 		}
+		c.s.health.note(p, now)
 	})
 	c.bytes = 0
 }
@@ -550,16 +699,22 @@ func (c *copyStream) publish(state State) {
 func (c *copyStream) flush(streaming bool) error {
 	c.blind = time.Now()
 	closed := make(chan error)
-	go func() { closed <- c.w.Close() }()
+	c.mirrors.flush()
+	go func() {
+		err := c.w.Close()
+		if mirrorErr := c.mirrors.end(); err == nil {
+			err = mirrorErr
+		}
+		closed <- err
+	}()
 	var err error
 	if streaming {
 		err = c.report(closed)
 	} else {
 		err = <-closed
 	}
-	for _, e := range c.w.Events() {
-		c.tell(e)
-	}
+	c.tellMirrors()
+	c.tellSegments()
 	if c.done {
 		c.debugf("stopped log streaming at %s (timeline %d)", c.next, c.timeline)
 	}

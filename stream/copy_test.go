@@ -110,7 +110,8 @@ func TestRefusedStream(t *testing.T) {
 		{"55006", 1, ErrSlotBusy},
 		{"XX000", 1, ErrTimeline},             // "requested starting point … on timeline 1 is not in this server's history"
 		{"XX000", 2, (*ServerError)(nil)},     // "requested starting point … is ahead of the WAL flush position"
-		{"55000", 1, (*ServerError)(nil)},     // "cannot use a logical replication slot for physical replication"
+		{"55000", 1, (*ServerError)(nil)},     // whatever it is, the slot is in order
+		{"55000 logical", 1, ErrNoSlot},       // "cannot use a logical replication slot for physical replication"
 		{"55000 lost", 1, ErrWALRemoved},      // "can no longer access replication slot"
 		{"58P01", 1, (*ServerError)(nil)},     // not of WAL: WAL that is gone shows in the stream
 		{"57P01 FATAL", 1, ErrConnectionLost}, // the server is shut down
@@ -123,8 +124,8 @@ func TestRefusedStream(t *testing.T) {
 			p.receive(Options{Slot: "s", StartLSN: 0x300000, StartTimeline: test.timeline, ReceiveTimeout: -1})
 			p.identify()
 			state, severity, fatal := strings.Cut(test.state, " ")
-			lost := severity == "lost"
-			if !fatal || lost {
+			lost, logical := severity == "lost", severity == "logical"
+			if !fatal || lost || logical {
 				severity, fatal = "ERROR", false
 			}
 			answer := refusal(severity, state, "no")
@@ -140,6 +141,8 @@ func TestRefusedStream(t *testing.T) {
 				for range 2 {
 					p.command(`READ_REPLICATION_SLOT "s"`, answerOf("physical", nil, nil)...)
 				}
+			case logical:
+				p.command(`READ_REPLICATION_SLOT "s"`, refusal("ERROR", "55000", "cannot use READ_REPLICATION_SLOT with a logical replication slot")...)
 			case state == "55000":
 				p.command(`READ_REPLICATION_SLOT "s"`, answerOf("physical", "0/300000", 1)...)
 			}
@@ -219,7 +222,7 @@ func TestReceive(t *testing.T) {
 			t.Errorf("the client sent %q, expected %q", p.trace, want)
 		}
 		p.told("opened 000000010000000000000003.partial", "completed 000000010000000000000003 0/300000-0/400000",
-			"opened 000000010000000000000004.partial", "completed 000000010000000000000004 0/400000-0/500000",
+			"completed 000000010000000000000004 0/400000-0/500000", // so quickly that it had no other name before
 			"opened 000000010000000000000005.partial")
 		if g := p.s.Progress(); g.StartLSN != 0x300000 || g.WrittenLSN != 0x500080 || g.FlushedLSN != 0x500080 || g.ServerLSN != 0x500080 ||
 			g.Bytes != 0x200080 || g.Segments != 2 || g.Timeline != 1 || g.Segment != "000000010000000000000005" ||

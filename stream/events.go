@@ -24,6 +24,11 @@ type Events struct {
 	Hole func(Hole) error
 	// DiskFull: with WaitOnDiskFull, the disk is full, or has room again.
 	DiskFull func(DiskFull) error
+	// Data was received and written: each byte once and in order, but what is fetched to fill a hole. The server is not told that it
+	// is flushed before Data has returned nil. After an error it is not called again.
+	Data func(Data) error
+	// Mirror: a mirror failed, or is back.
+	Mirror func(MirrorChange) error
 	// Progress is called at most once per ProgressInterval, only when something has changed.
 	Progress func(Progress) error
 	// Reconnect is asked for a new connection after one was lost, with growing pauses. An error gives up: Receive then
@@ -43,6 +48,16 @@ type Segment struct {
 	Timeline    segment.Timeline
 	LSN, EndLSN segment.LSN // first byte, and the byte after the last
 	Size        segment.Size
+}
+
+// Data is WAL that was received. It continues where the last ended, but at the start of a receive, after a lost connection and
+// after a timeline's end: there it begins anew, at the first byte of a segment.
+type Data struct {
+	Timeline    segment.Timeline
+	LSN         segment.LSN // of the first byte
+	ServerLSN   segment.LSN // the server's end of WAL, as it said last
+	SegmentSize segment.Size
+	Bytes       []byte // never beyond the end of a segment; valid only during the callback
 }
 
 // TimelineSwitch is a step to the next timeline.
@@ -79,13 +94,27 @@ type Progress struct {
 	ServerTime   time.Time        // the server's clock in its last message
 	ReceivedTime time.Time        // ours at that moment
 	Segment      string           // the segment being written, without .partial
+	ReportedLSN  segment.LSN      // the flushed position that the server was told last; 0: none
+	ConfirmedLSN segment.LSN      // what the caller has confirmed last (Options.Confirm); 0: nothing
+
+	Lag          uint64        // bytes that the server has, as it said last, and are not written yet
+	LagTime      time.Duration // since WrittenLSN was last the server's end of WAL; 0: it is
+	Rate         uint64        // bytes received per second, over the last seconds
+	CatchUpTime  time.Duration // until Lag is 0, as things go; 0: it is; negative: not as things go
+	FlushTime    time.Duration // that the last flush took; 0: there was none
+	FlushTimeMax time.Duration // that the slowest one took
+
+	Mirrors       int // of Options.Mirrors, those that are written in step
+	MirrorsFailed int // and those that are not, at the moment
 }
 
 // Progress tells where the receive is. Any goroutine, at any time.
 func (s *Session) Progress() Progress {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.progress
+	p := s.progress
+	s.health.look(&p, time.Now())
+	return p
 }
 
 func (s *Session) setProgress(change func(*Progress)) {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"slices"
 	"time"
 
 	"libreceivewal/segment"
@@ -48,11 +49,16 @@ type Options struct {
 	// What other programs may have added to the name of a complete segment, such as ".enc", which then counts as complete.
 	Suffixes []string
 
-	Mirrors        []string // directories that are written in step with Directory
-	MirrorRequired bool     // an error of a mirror ends the receive, and flushed means in each of them
+	// Directories that are written in step with Directory, each with its own lock, holes and errors. One that fails is tried again,
+	// and gets from Directory what it has missed. Up to 64 MiB wait in memory for those that are slower, for all together.
+	Mirrors        []string
+	MirrorRequired bool // an error of a mirror ends the receive, and flushed means in each of them
 
-	Confirm  bool          // the server is not told of a flushed position beyond that of Session.Confirm
-	SlotWait time.Duration // how long to wait for a slot that is in use; 0: not; negative: for ever
+	Confirm bool // the server is not told of a flushed position beyond that of Session.Confirm
+	// Events.Data only queues what it is given: that counts as taken when Session.DataTaken says so, and while so many bytes have
+	// not been taken, no more is read. 0: what Data has returned nil for is taken.
+	DataAhead int
+	SlotWait  time.Duration // how long to wait for a slot that is in use; 0: not; negative: for ever
 
 	FileMode fs.FileMode // of new files; 0: as the server's data_directory_mode says
 
@@ -73,10 +79,12 @@ func (o *Options) check() error {
 		return fail(ErrInvalid, "no directory was given")
 	case o.Synchronous && o.NoSync:
 		return fail(ErrInvalid, "cannot use synchronous together with no_sync")
-	case o.Compression != segment.Plain, len(o.Suffixes) > 0, len(o.Mirrors) > 0, o.Confirm, o.SlotWait != 0:
+	case o.Compression != segment.Plain, len(o.Suffixes) > 0:
 		return fail(ErrInvalid, "this option is not supported")
 	case o.StartTimeline != 0 && o.StartLSN == 0:
 		return fail(ErrInvalid, "a start timeline needs a start LSN")
+	case slices.Contains(o.Mirrors, ""):
+		return fail(ErrInvalid, "a mirror has no name")
 	}
 	if o.StatusInterval == 0 {
 		o.StatusInterval = DefaultStatusInterval
@@ -109,8 +117,10 @@ func (s *Session) Receive(ctx context.Context, o Options) (err error) {
 	if o.ReceiveTimeout == 0 {
 		s.silence = defaultReceiveTimeout
 	}
-	s.setProgress(func(p *Progress) { *p = Progress{State: StateStarting} })
+	s.setProgress(func(p *Progress) { *p, s.health = Progress{State: StateStarting}, health{} })
 	defer s.setProgress(func(p *Progress) { p.State = StateIdle })
+	s.hold.begin(o.Confirm)
+	defer s.hold.end()
 
 	if r.dir, err = segment.Open(s.fs, o.Directory); err != nil {
 		return err
@@ -120,15 +130,24 @@ func (s *Session) Receive(ctx context.Context, o Options) (err error) {
 			err = closeErr
 		}
 	}()
+	defer func() {
+		if closeErr := r.closeMirrors(); err == nil {
+			err = closeErr
+		}
+	}()
+	if err := r.openMirrors(ctx); err != nil {
+		return err
+	}
 	return r.persist(ctx)
 }
 
 // receiver is one Receive.
 type receiver struct {
-	s   *Session
-	o   Options
-	dir *segment.Directory
-	sys System
+	s       *Session
+	o       Options
+	dir     *segment.Directory
+	mirrors *mirrors // nil: none
+	sys     System
 
 	timeline segment.Timeline
 	start    segment.LSN // of the timeline's streaming: the first byte of a segment
@@ -138,6 +157,7 @@ type receiver struct {
 	filling   bool      // fetching missing segments, not the stream
 	fullSince time.Time // since when the disk is full; zero: it is not
 	stop      error     // why a callback wants to stop
+	refused   bool      // Events.Data did: it is given nothing any more
 }
 
 // run receives over one connection.
@@ -223,10 +243,7 @@ func (r *receiver) timelines(ctx context.Context) error {
 
 // prepareDirectory makes sure that the directory's WAL is this server's, and durable.
 func (r *receiver) prepareDirectory() error {
-	r.dir.SetMode(segment.FileMode(r.sys.DataDirectoryMode))
-	if r.o.FileMode != 0 {
-		r.dir.SetMode(r.o.FileMode)
-	}
+	r.dir.SetMode(r.fileMode())
 	if err := r.dir.CheckOwner(r.sys.SystemIdentifier, r.sys.SegmentSize); err != nil {
 		return err
 	}
@@ -234,6 +251,14 @@ func (r *receiver) prepareDirectory() error {
 		return nil
 	}
 	return r.dir.Settle(time.Now())
+}
+
+// fileMode is the mode of new files.
+func (r *receiver) fileMode() fs.FileMode {
+	if r.o.FileMode != 0 {
+		return r.o.FileMode
+	}
+	return segment.FileMode(r.sys.DataDirectoryMode)
 }
 
 // findStart decides where to start: the directory, else the caller, else the slot, else the server.
@@ -295,6 +320,7 @@ func (r *receiver) fitTimeline(ctx context.Context, refused error) (moved bool, 
 		return false, refused
 	}
 	r.warn(fmt.Sprintf("the server left timeline %d at %s, before the directory's newest WAL at %s: following it", r.timeline, end, r.start))
+	r.leaveTimeline(end)
 	found, err := r.dir.StartAfter(r.timeline, history, r.sys.SegmentSize)
 	if err != nil {
 		return false, err
@@ -350,6 +376,10 @@ type nextTimeline struct {
 // receiveTimeline streams one timeline. It returns the next one if the server reached the timeline's end, and
 // nil if the end LSN was reached.
 func (r *receiver) receiveTimeline(ctx context.Context) (*nextTimeline, error) {
+	defer r.mirrors.end() // does nothing the second time: for a stream that does not come about
+	if err := r.beginMirrors(ctx); err != nil {
+		return nil, err
+	}
 	sql := "START_REPLICATION "
 	if r.o.Slot != "" {
 		sql += fmt.Sprintf("SLOT %q ", r.o.Slot)
@@ -361,9 +391,13 @@ func (r *receiver) receiveTimeline(ctx context.Context) (*nextTimeline, error) {
 			// The only refusal without an SQLSTATE of its own that names another timeline (StartReplication in walsender.c).
 			return nil, fail(ErrTimeline, "%w", err)
 		}
-		if hasState(err, stateNotInPrerequisiteState) && r.slotIsLost(ctx) {
-			// Since 18 a slot that was invalidated cannot be used any more (ReplicationSlotAcquire in slot.c).
-			return nil, r.explainRemoved(ctx, r.start, err)
+		if hasState(err, stateNotInPrerequisiteState) && r.o.Slot != "" {
+			return nil, r.explainSlot(ctx, err)
+		}
+		if errors.Is(err, ErrSlotBusy) {
+			// The server's own text has the slot's name and the process that has it.
+			return nil, fail(ErrSlotBusy, "%w; end the receiver or standby that uses it (pg_stat_replication shows it by that PID), "+
+				"wait for it, or give this one a slot of its own", err)
 		}
 		return nil, err
 	}
@@ -383,27 +417,51 @@ func (r *receiver) receiveTimeline(ctx context.Context) (*nextTimeline, error) {
 func (r *receiver) explainRemoved(ctx context.Context, wanted segment.LSN, err error) error {
 	text := fmt.Sprintf("the WAL from %s on (segment %s) is needed", wanted,
 		segment.At(r.timeline, wanted, r.sys.SegmentSize).Name(r.sys.SegmentSize))
-	if r.o.Slot != "" && r.s.usable.Load() {
-		slot, slotErr := r.s.readSlot(ctx, r.o.Slot)
-		switch {
-		case slotErr != nil:
-		case slot.RestartLSN == 0:
-			text += fmt.Sprintf("; slot %q keeps none any more: drop it, and create it again", r.o.Slot)
-		default:
-			text += fmt.Sprintf("; slot %q keeps WAL from %s on", r.o.Slot, slot.RestartLSN)
-		}
+	if r.o.Slot != "" {
+		text += "; " + r.explainKept(ctx, hasState(err, stateNotInPrerequisiteState))
 	}
 	return fail(ErrWALRemoved, "%s; the archive has a gap from there on: make a new base backup and receive into an empty directory: %w",
 		text, err)
 }
 
-// slotIsLost tells whether the slot keeps no WAL, after the server has refused to use it.
-func (r *receiver) slotIsLost(ctx context.Context) bool {
-	if r.o.Slot == "" || !r.s.usable.Load() {
-		return false
+// explainKept says why the slot has not kept the WAL. refused: the server has refused to use the slot.
+func (r *receiver) explainKept(ctx context.Context, refused bool) string {
+	const again = ": drop it, and create it again"
+	text := fmt.Sprintf("slot %q", r.o.Slot)
+	slot, err := Slot{}, error(ErrConnectionLost)
+	if r.s.usable.Load() {
+		slot, err = r.s.readSlot(ctx, r.o.Slot)
 	}
-	slot, err := r.s.readSlot(ctx, r.o.Slot)
-	return err == nil && slot.RestartLSN == 0
+	switch {
+	case err != nil:
+		return text + " has not kept it: it is younger than that, or was invalidated (max_slot_wal_keep_size; its wal_status in " +
+			"pg_replication_slots tells)"
+	case slot.RestartLSN != 0:
+		return fmt.Sprintf("%s keeps WAL from %s on", text, slot.RestartLSN)
+	case refused:
+		return text + " was invalidated (max_slot_wal_keep_size), and keeps none any more" + again
+	case r.s.serverVersion >= versionRefusesLost:
+		return text + " has never reserved any (it was created without RESERVE_WAL, and not used since)"
+	}
+	// Such a server doesn't tell a walsender whether a slot without position was invalidated.
+	return text + " keeps none: it has never reserved any (it was created without RESERVE_WAL, and not used since), or it was " +
+		"invalidated (max_slot_wal_keep_size; then its wal_status in pg_replication_slots is \"lost\")" + again
+}
+
+// explainSlot tells apart why the server refuses to use the slot: since 18 one that was invalidated, by an error without an
+// SQLSTATE of its own (ReplicationSlotAcquire in slot.c), and in every version a logical one (StartReplication in walsender.c).
+func (r *receiver) explainSlot(ctx context.Context, err error) error {
+	if !r.s.usable.Load() {
+		return err
+	}
+	slot, slotErr := r.s.readSlot(ctx, r.o.Slot)
+	switch {
+	case slotErr == nil && slot.RestartLSN == 0:
+		return r.explainRemoved(ctx, r.start, err)
+	case errors.Is(slotErr, ErrNoSlot), errors.Is(slotErr, ErrUnsupported): // a server older than 15 refuses for no other reason
+		return fail(ErrNoSlot, "slot %q is not a physical one, or not usable as such: %w", r.o.Slot, err)
+	}
+	return err
 }
 
 // parseNext reads the row that ends a timeline (ReadEndOfStreamingResult in receivelog.c).
@@ -432,6 +490,7 @@ func (r *receiver) parseNext(rows [][][]byte, received segment.LSN) (*nextTimeli
 // follow steps to the next timeline: streaming goes on at the beginning of the segment that holds the switch point.
 func (r *receiver) follow(ctx context.Context, next nextTimeline) error {
 	old := r.timeline
+	r.leaveTimeline(next.begin)
 	r.timeline, r.start = next.timeline, r.sys.SegmentSize.Floor(next.begin)
 	if err := r.prepareTimeline(ctx); err != nil {
 		return err
@@ -441,6 +500,12 @@ func (r *receiver) follow(ctx context.Context, next nextTimeline) error {
 		r.stopOn(e(TimelineSwitch{old, r.timeline, next.begin, r.start}))
 	}
 	return r.stopped(ctx)
+}
+
+// leaveTimeline notes that the timeline is left at lsn: what was confirmed of it beyond that is not what comes next.
+func (r *receiver) leaveTimeline(lsn segment.LSN) {
+	r.s.hold.leave(lsn)
+	r.s.setProgress(func(p *Progress) { p.ConfirmedLSN = min(p.ConfirmedLSN, lsn) })
 }
 
 // stopOn notes a callback's wish to stop.

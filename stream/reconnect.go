@@ -38,15 +38,43 @@ func backoff(attempt int) time.Duration {
 	return d/2 + rand.N(d/2+1)
 }
 
+// slotRetry is how long to wait before a slot that is in use is asked for again.
+const slotRetry = time.Second
+
+// waitForSlot waits before a busy slot is tried again, if the caller wants that: nil then. since is when it was busy first.
+func (r *receiver) waitForSlot(ctx context.Context, busy error, since time.Time) error {
+	wait := slotRetry
+	if r.o.SlotWait >= 0 {
+		if wait = min(wait, r.o.SlotWait-time.Since(since)); wait <= 0 {
+			return busy
+		}
+	}
+	return r.pause(ctx, wait)
+}
+
 // persist receives, over one connection after the other if the caller has some.
 func (r *receiver) persist(ctx context.Context) error {
 	attempt := 0
+	var busySince time.Time // since when the slot is in use; zero: it is not
 	for {
 		before := r.s.Progress().Bytes
 		err := r.run(ctx)
 		if r.waitsForDisk(err) && r.s.usable.Load() {
 			r.diskFull(err)
 			if err := r.pause(ctx, diskRetry); err != nil {
+				return err
+			}
+			continue
+		}
+		if !errors.Is(err, ErrSlotBusy) || r.s.Progress().Bytes > before {
+			busySince = time.Time{}
+		}
+		if errors.Is(err, ErrSlotBusy) && r.o.SlotWait != 0 && r.s.usable.Load() {
+			if busySince.IsZero() {
+				busySince = time.Now()
+				r.o.Events.log(slog.LevelWarn, "waiting for the slot: "+err.Error())
+			}
+			if err := r.waitForSlot(ctx, err, busySince); err != nil {
 				return err
 			}
 			continue
@@ -79,11 +107,18 @@ func (r *receiver) pause(ctx context.Context, d time.Duration) error {
 	}
 	timer := time.NewTimer(d)
 	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-	case <-timer.C:
+	for {
+		select {
+		case <-r.mirrors.pokes():
+			r.tellMirrors()
+			if r.stop == nil {
+				continue
+			}
+		case <-ctx.Done():
+		case <-timer.C:
+		}
+		return r.stopped(ctx)
 	}
-	return r.stopped(ctx)
 }
 
 // reconnect waits and asks for a new connection until there is one; nil then.

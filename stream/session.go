@@ -44,8 +44,11 @@ type Session struct {
 	silence time.Duration // how long the server may be silent when an answer is due; 0: for ever
 	grace   time.Time     // when the answer that is due must be complete; zero: no matter, as long as nobody stops
 
-	mu       sync.Mutex // guards wire against wake, and progress
+	mu       sync.Mutex // guards wire against wake, progress and health
 	progress Progress
+	health   health
+
+	hold hold
 }
 
 // NewSession makes a Session of a connection that is established with replication=true, authenticated and idle. Messages of the
@@ -72,11 +75,6 @@ func (s *Session) lend(conn net.Conn, o SessionOptions) {
 	s.wire = w
 	s.mu.Unlock()
 	s.usable.Store(s.started == nil)
-}
-
-// Confirm tells that the caller has made all WAL before lsn safe elsewhere (Options.Confirm). Any goroutine.
-func (s *Session) Confirm(lsn segment.LSN) error {
-	return fail(ErrInvalid, "no receive that waits for confirmations is running")
 }
 
 // wake wakes the operation in progress. Any goroutine.
@@ -211,7 +209,7 @@ func (s *Session) asynchronous(kind byte, body []byte) (bool, error) {
 			return true, err
 		}
 		if m.Name == "server_version" && s.serverVersion == 0 {
-			s.serverVersion = parseVersion(m.Value)
+			s.serverVersion = ParseVersion(m.Value)
 		}
 	case typeNotification:
 	default:
@@ -220,8 +218,9 @@ func (s *Session) asynchronous(kind byte, body []byte) (bool, error) {
 	return true, nil
 }
 
-// parseVersion makes a server_version_num of a server_version: 150018 of "15.18 (Debian 15.18-0)", 90603 of "9.6.3".
-func parseVersion(version string) int {
+// ParseVersion makes a server_version_num, as [SessionOptions] has it, of the server_version that a server reports at the
+// start of a connection: 150018 of "15.18 (Debian 15.18-0)", 90603 of "9.6.3". 0 of what is no version.
+func ParseVersion(version string) int {
 	number, _, _ := strings.Cut(version, " ")
 	var part [3]int
 	for i, text := range strings.SplitN(number, ".", 3) {

@@ -90,6 +90,28 @@ func TestArchiveWithHoles(t *testing.T) {
 	a.receive(c, repairGoOn, statusOK, 1, 0, 1, "")
 }
 
+// Mirrors by the C API: told of and counted, with names that are copied, refused and waited for where they are required.
+func TestArchiveWithMirrors(t *testing.T) {
+	t.Parallel()
+	c := pg.New(t, pg.Options{SegmentSizeMB: 1})
+	a := newArchive(t)
+	a.begin(c)
+	c.Generate(7)
+	end := c.Tick()
+	c.Tick()
+	parent := t.TempDir()
+	if err := os.Mkdir(filepath.Join(parent, "good"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	a.host(c, "mirrors", end.String(), parent, "good", "late")
+	for _, dir := range []string{a.dir, filepath.Join(parent, "good"), filepath.Join(parent, "late")} {
+		c.CompareWithServer(dir)
+		c.ComparePartial(dir, 1, end)
+	}
+	pg.CompareDirs(t, filepath.Join(parent, "good"), a.dir)
+	pg.CompareDirs(t, filepath.Join(parent, "late"), a.dir)
+}
+
 // What does not belong together is refused by name, and nothing is written.
 func TestArchiveOfSomebodyElse(t *testing.T) {
 	t.Parallel()

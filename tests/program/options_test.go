@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -131,9 +132,21 @@ func TestHelp(t *testing.T) {
 // the third word is a version.
 func TestNameAndVersion(t *testing.T) {
 	dir := t.TempDir()
+	root, err := pg.Root()
+	if err != nil {
+		t.Fatal(err)
+	}
+	header, err := os.ReadFile(filepath.Join(root, "include", "receivewal.h"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ours := regexp.MustCompile(`#define RECEIVEWAL_VERSION "(.*)"`).FindSubmatch(header)
+	if ours == nil {
+		t.Fatal("receivewal.h has no RECEIVEWAL_VERSION")
+	}
 	for name, version := range map[string]string{
-		"receivewal":    "receivewal (libreceivewal) 0.1.0\n",
-		"pg_receivewal": "pg_receivewal (PostgreSQL) 18.0 (libreceivewal 0.1.0)\n",
+		"receivewal":    fmt.Sprintf("receivewal (libreceivewal) %s\n", ours[1]),
+		"pg_receivewal": fmt.Sprintf("pg_receivewal (PostgreSQL) 18.0 (libreceivewal %s)\n", ours[1]),
 	} {
 		link := filepath.Join(dir, name)
 		if err := os.Symlink(built(t, "receivewal"), link); err != nil {
