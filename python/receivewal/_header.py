@@ -293,6 +293,7 @@ class receivewal_check(_Sized):
         ("timeline", c_uint32),
         ("oldest_lsn", c_lsn),
         ("lsn", c_lsn),
+        ("segment_size_assumed", c_int),
     ]
 
 

@@ -131,6 +131,7 @@ class Check:
     timeline: int
     oldest_lsn: LSN
     lsn: LSN
+    segment_size_assumed: bool  # no file tells segment_size: it is the default
     found: Tuple[Problem, ...] = ()  # leftovers too
 
 
