@@ -825,7 +825,7 @@ static void read_compression_detail(char *detail, compression *wanted)
 static void read_compression(const char *argument)
 {
     static const struct { const char *name; long min, max, normal; /* levels */ } methods[] = {
-        { "none", 0, 0, 0 }, { "gzip", 1, 9, -1 }, { "lz4", 1, 12, 0 }, { "zstd", 1, 19, 3 }
+        { "none", 0, 0, 0 }, { "gzip", 1, 9, -1 }, { "lz4", 1, 12, 0 }, { "zstd", 1, 19, 1 }
     };
     enum { NONE = RECEIVEWAL_COMPRESSION_NONE, GZIP, LZ4, ZSTD, UNKNOWN };
     char *text = strdup(argument), *detail, *end;
@@ -867,7 +867,7 @@ static void read_compression(const char *argument)
     if (wanted.workers && (wanted.worker_count < 0 || wanted.worker_count > 1024))
         die(BAD_COMPRESSION "the worker count must be in range 0..1024");
     set.compression = (receivewal_compression) method;
-    set.compression_level = wanted.level == methods[method].normal && method != ZSTD ? 0 : (int) wanted.level;
+    set.compression_level = wanted.level == methods[method].normal ? 0 : (int) wanted.level;
     if (wanted.workers)
         set.compression_workers = (int) wanted.worker_count;
     free(text);

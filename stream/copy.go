@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"log/slog"
-	"strings"
 	"sync/atomic"
 	"time"
 
@@ -748,8 +747,7 @@ func (c *copyStream) flush(streaming bool) error {
 		c.debugf("stopped log streaming at %s (timeline %d)", c.next, c.timeline)
 	}
 	if name := c.w.Partial(); name != "" {
-		// As in pg_receivewal, without the compression's suffix (close_walfile in receivelog.c).
-		c.o.Events.log(slog.LevelInfo, "not renaming \""+strings.Replace(name, c.o.Compression.Suffix(), "", 1)+"\", segment is not complete")
+		c.o.Events.log(slog.LevelInfo, "not renaming \""+name+"\", segment is not complete")
 	}
 	return err
 }

@@ -90,8 +90,8 @@ func TestCompressSyntax(t *testing.T) {
 		"zstd":                   `could not open directory "/nonexistent": No such file or directory`,
 		"zstd:3":                 `could not open directory "/nonexistent": No such file or directory`,
 		"zstd:level=3,workers=2": `could not open directory "/nonexistent": No such file or directory`,
-		"zstd:20":                `invalid compression specification: compression algorithm "zstd" expects a compression level between 1 and 19 (default at 3)`,
-		"zstd:level=-1":          `invalid compression specification: compression algorithm "zstd" expects a compression level between 1 and 19 (default at 3)`,
+		"zstd:20":                `invalid compression specification: compression algorithm "zstd" expects a compression level between 1 and 19 (default at 1)`,
+		"zstd:level=-1":          `invalid compression specification: compression algorithm "zstd" expects a compression level between 1 and 19 (default at 1)`,
 		"zstd:workers=-1":        `invalid compression specification: the worker count must be in range 0..1024`,
 	} {
 		r := ours(t).run(t, "-D", "/nonexistent", "-Z", spec)
