@@ -118,6 +118,7 @@ func (d *Directory) CopySegment(from *Source, id ID, o WriterOptions, goOn func(
 
 func (d *Directory) copyPlain(from *Source, id ID, o WriterOptions, goOn func() error) (err error) {
 	o.Timeline, o.Start, o.Whole, o.Notify, o.History = id.Timeline, id.LSN(o.Size), true, nil, o.History.Ancestry(id.Timeline)
+	o.Compression, o.Synchronous = Plain, false // byte for byte, and nobody waits for a flush
 	w := d.NewWriter(o)
 	defer func() {
 		if closeErr := w.Close(); err == nil {
