@@ -37,7 +37,7 @@ from ._lend import Loan, describe, lend
 from ._values import (
     BadDescriptor, Busy, Check, check, Closed, ConnectionLost, CoreMissing, Data, DiskFull, DiskState, Encrypted, Error,
     Event, ForeignWAL, Forked, Gap, InternalError, InvalidArgument, InvalidHandle, IOFailed, LimitReached, Locked, Log, LSN,
-    Mirror, MirrorState, NoDirectory, NoSlot, NotConnected, NotSocket, PermissionDenied, Problem, ProblemKind, ProblemState,
+    Mirror, MirrorState, NoDirectory, NoSlot, NoSuchFile, NotConnected, NotSocket, PermissionDenied, Problem, ProblemKind, ProblemState,
     Progress, ProtocolViolation, read, Reconnection, Segment, SegmentOpened, ServerError, SizeMismatch, Slot, SlotBusy,
     SlotExists, StartPoint, State, Stopped, System, TimelineSwitch, Unsupported, WALRemoved, WrongTimeline,
 )
@@ -53,8 +53,8 @@ __all__ = [
     "Error", "InvalidArgument", "SizeMismatch", "InvalidHandle", "Closed", "Busy", "Forked", "CoreMissing", "LimitReached",
     "BadDescriptor", "NotSocket", "NotConnected", "Encrypted", "ConnectionLost", "ProtocolViolation", "ServerError",
     "WALRemoved", "NoSlot", "SlotBusy", "SlotExists", "Unsupported", "NoDirectory", "PermissionDenied", "Locked",
-    "DiskFull", "IOFailed", "Gap", "ForeignWAL", "WrongTimeline", "Stopped", "InternalError", "Options", "Receiver",
-    "Stream", "attach", "load", "find_start", "check_directory", "segment_name", "parse_segment_name", "version",
+    "DiskFull", "IOFailed", "NoSuchFile", "Gap", "ForeignWAL", "WrongTimeline", "Stopped", "InternalError", "Options", "Receiver",
+    "Stream", "attach", "load", "find_start", "restore", "check_directory", "segment_name", "parse_segment_name", "version",
 ]
 
 for _public in __all__:
@@ -696,6 +696,18 @@ def find_start(directory: AnyPath, segment_size: int = 0) -> StartPoint:
     struct = h.receivewal_start_point()
     check(h.load().receivewal_find_start(_encoded("directory", os.fsencode(directory)), segment_size, ctypes.byref(struct)))
     return read(StartPoint, struct)
+
+
+def restore(directory: AnyPath, name: str, target: AnyPath) -> None:
+    """Writes a file of a directory of WAL to target, as restore_command asks for it: a segment whole, however it is stored there,
+    also one that is not complete. NoSuchFile: there is none, which is the end of all WAL; any other error is not."""
+    check(
+        h.load().receivewal_restore(
+            _encoded("directory", os.fsencode(directory)),
+            _encoded("name", name.encode()),
+            _encoded("target", os.fsencode(target)),
+        )
+    )
 
 
 def check_directory(

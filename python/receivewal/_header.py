@@ -317,6 +317,7 @@ FUNCTIONS = {
     "receivewal_drop_slot": (c_status, [c_void_p, c_char_p, c_uint32]),
     "receivewal_read_slot": (c_status, [c_void_p, c_char_p, POINTER(receivewal_slot)]),
     "receivewal_find_start": (c_status, [c_char_p, c_uint32, POINTER(receivewal_start_point)]),
+    "receivewal_restore": (c_status, [c_char_p, c_char_p, c_char_p]),
     "receivewal_check_directory": (c_status, [c_char_p, POINTER(receivewal_check_options), POINTER(receivewal_check)]),
     "receivewal_errmsg": (c_char_p, [c_void_p]),
     "receivewal_sqlstate": (c_char_p, [c_void_p]),

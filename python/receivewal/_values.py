@@ -419,6 +419,10 @@ class IOFailed(Error):
     code = 54
 
 
+class NoSuchFile(Error):
+    code = 55
+
+
 class Gap(Error):
     code = 60
 

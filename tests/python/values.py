@@ -261,6 +261,8 @@ def test_directories():
         raises(KeyError, receivewal.check_directory, d, segment_size=1 << 20, on_problem=fails)
     equal(raises(receivewal.NoDirectory, receivewal.find_start, d).code, 50)
     equal("no such file" in str(raises(receivewal.NoDirectory, receivewal.check_directory, d)), True)
+    equal(raises(receivewal.NoDirectory, receivewal.restore, d, "000000010000000000000001", "x").code, 50)
+    equal(raises(receivewal.NoSuchFile, receivewal.restore, os.path.dirname(os.path.abspath(__file__)), "00000002.history", "x").code, 55)
     raises(receivewal.InvalidArgument, receivewal.find_start, "a\0b")
 
 
