@@ -1,6 +1,7 @@
 package segment
 
 import (
+	"bufio"
 	"bytes"
 	"encoding/binary"
 	"errors"
@@ -427,5 +428,54 @@ func TestReplace(t *testing.T) {
 		if got := readAll(t, path); len(got) != 1 || string(got["x"]) != "new" {
 			t.Errorf("%q", got)
 		}
+	}
+}
+
+// Where an old file differs it ends, whatever follows; what the disk cannot read is an error, not its end, and removes nothing.
+func TestOldFileEnds(t *testing.T) {
+	o := &old{in: bufio.NewReader(strings.NewReader("aXbb")), from: &fileReader{}}
+	if err := o.compare([]byte("abb")); err != nil || o.same != 1 || o.in != nil {
+		t.Errorf("%v, %d bytes are the same", err, o.same)
+	}
+	synctest.Test(t, func(t *testing.T) {
+		gz := name(1, 5) + ".gz.partial"
+		disk, d := openDisk(t, map[string][]byte{gz: cutGzip(server.wal(1, begin, begin+200))})
+		want := disk.contents()[gz]
+		disk.before = func(o operation) {
+			if o.kind == opRead {
+				disk.fail, disk.err = len(disk.log), unix.EIO
+			}
+		}
+		w := d.NewWriter(WriterOptions{Timeline: 1, Start: begin, Size: tiny, SystemIdentifier: testSystem, History: server.history(1), Compression: LZ4})
+		if n, err := w.Append(begin, server.wal(1, begin, begin+100)); n != 0 || !errors.Is(err, unix.EIO) || !strings.Contains(err.Error(), gz) {
+			t.Errorf("%d, %v", n, err)
+		}
+		if err := w.Close(); err != nil || disk.handles != 1 || !bytes.Equal(disk.contents()[gz], want) || len(disk.contents()) != 1 {
+			t.Errorf("%v, %d open, %d files", err, disk.handles-1, len(disk.contents()))
+		}
+	})
+}
+
+// A segment that fills a hole counts as flushed only once it is there, whole.
+func TestFillsAHole(t *testing.T) {
+	for _, method := range []Compression{Plain, Gzip, LZ4, Zstd} {
+		inBubble(t, method.String(), func(t *testing.T) {
+			disk, d := openDisk(t, nil)
+			w := d.NewWriter(WriterOptions{Timeline: 1, Start: begin, Size: tiny, SystemIdentifier: testSystem, History: server.history(1), Whole: true,
+				Compression: method})
+			add(t, w, begin, begin+100)
+			w.Flush()
+			synctest.Wait()
+			if w.Flushed() != begin || len(disk.contents()) != 0 {
+				t.Errorf("flushed %s, %d files", w.Flushed(), len(disk.contents()))
+			}
+			add(t, w, begin+100, begin+LSN(tiny)+50)
+			if w.Flushed() != begin+LSN(tiny) || len(disk.contents()) != 1 || disk.contents()[name(1, 5)+method.Suffix()] == nil {
+				t.Errorf("flushed %s, %d files", w.Flushed(), len(disk.contents()))
+			}
+			if err := w.Close(); err != nil || w.Flushed() != begin+LSN(tiny) || len(disk.contents()) != 1 || disk.handles != 1 {
+				t.Errorf("%v, flushed %s", err, w.Flushed())
+			}
+		})
 	}
 }

@@ -37,16 +37,22 @@ func (d *Directory) restore(fsys FS, name, target string) error {
 	if f, ok := parseFile(name); !ok || f.name != f.base {
 		return d.copyTo(fsys, file{name: name}, -1, target) // a history file, or what else PostgreSQL may ask for
 	}
-	files, err := d.files()
+	names, err := d.dir.Names()
 	if err != nil {
-		return err
+		return failure("read directory", d.path, err)
 	}
-	var complete, partial, unknown []file
-	for _, f := range files {
+	var complete, partial []file
+	var unknown []string
+	for _, n := range names {
+		if !strings.HasPrefix(n, name) {
+			continue
+		}
+		f, ok := parseFile(n)
 		switch {
-		case f.base != name:
-		case f.compression == Unknown:
-			unknown = append(unknown, f)
+		case !ok && n[len(name)] == '.' && !strings.HasSuffix(n, partialSuffix) && !strings.HasSuffix(n, ".tmp") && !strings.HasSuffix(n, ".backup"),
+			ok && f.compression == Unknown:
+			unknown = append(unknown, n)
+		case !ok:
 		case f.partial:
 			partial = append(partial, f)
 		default:
@@ -65,7 +71,7 @@ func (d *Directory) restore(fsys FS, name, target string) error {
 	case damaged != nil:
 		return damaged
 	case len(unknown) > 0:
-		return failureOf(ErrIO, "restore file", d.full(unknown[0].name), errors.New("its suffix is of another program"))
+		return failureOf(ErrIO, "restore file", d.full(unknown[0]), errors.New("its suffix is of another program"))
 	}
 	f, size, err := d.fullest(partial)
 	if err != nil {

@@ -41,6 +41,8 @@ func TestRestore(t *testing.T) {
 		"short":               {files: map[string][]byte{name: half}, err: ErrIO, says: "which are no segment"},
 		"no WAL":              {files: map[string][]byte{name: make([]byte, MinSize)}, err: ErrIO, says: "which are no segment"},
 		"encrypted":           {files: map[string][]byte{name + ".zst.aes": five}, err: ErrIO, says: "another program"},
+		"encrypted otherwise": {files: map[string][]byte{name + ".crypt": five}, err: ErrIO, says: "another program"},
+		"only its label":      {files: map[string][]byte{name + ".00000028.backup": five, name + ".tmp": five}, err: ErrNoFile},
 		"partial":             {files: map[string][]byte{name + ".partial": zeros(half)}, want: zeros(half)},
 		"short partial":       {files: map[string][]byte{name + ".partial": half}, want: zeros(half)},
 		"gzip partial":        {files: map[string][]byte{name + ".gz.partial": cutGzip(half)}, want: zeros(half)},

@@ -74,36 +74,41 @@ func TestCompressedArchive(t *testing.T) {
 	}{{1, 0, 0, ".gz"}, {2, 1, 2, ".lz4"}, {3, 19, 1, ".zst"}} {
 		a := newArchive(t)
 		a.begin(c)
-		first := c.SegmentName(1, c.CurrentLSN())
-		c.SQL("select count(pg_logical_emit_message(true, 'much', repeat('WAL ', 2000))) from generate_series(1, 400)") // shrinks well
+		before := c.SegmentName(1, c.CurrentLSN()) // is there, plain
+		a.remove(before + ".partial")
+		copyOf := func(name, suffix string) {
+			content, err := os.ReadFile(filepath.Join(c.WALDir(), name))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(filepath.Join(a.dir, name+suffix), content, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		next := func(name string) string { return c.SegmentName(1, segmentAfter(c, name)) }
+		made := next(before)                                                                                            // another program has made something of it, and that counts
+		first := next(made)                                                                                             // from here on it is received
+		c.SQL("select count(pg_logical_emit_message(true, 'much', repeat('WAL ', 2000))) from generate_series(1, 700)") // shrinks well
 		c.SwitchWAL()
-		// Another program has made something of the first segment, and that counts.
-		content, err := os.ReadFile(filepath.Join(c.WALDir(), first))
-		if err != nil {
-			t.Fatal(err)
-		}
 		end := c.Tick()
-		if err := os.WriteFile(filepath.Join(a.dir, first+".crypt"), content, 0o600); err != nil {
-			t.Fatal(err)
-		}
-		a.remove(first + ".partial")
-		before := c.SegmentName(1, c.CurrentLSN()-pg.LSN(c.SegmentSize)*2)
-		if before == first {
-			t.Fatalf("%s is the segment before the last, too", first)
-		}
-		if err := os.WriteFile(filepath.Join(a.dir, c.SegmentName(1, segmentAfter(c, first))+".partial"), nil, 0o600); err != nil {
+		c.Tick()
+		copyOf(before, "")
+		copyOf(made, ".crypt")
+		if err := os.WriteFile(filepath.Join(a.dir, first+".partial"), nil, 0o600); err != nil {
 			t.Fatal(err)
 		}
 		a.host(c, "compressed", end.String(), fmt.Sprint(m.number), fmt.Sprint(m.level), fmt.Sprint(m.workers), m.suffix)
-		target := filepath.Join(t.TempDir(), "RECOVERYXLOG")
-		a.host(c, "restore", before, target, "0")
-		got, err := os.ReadFile(target)
-		want, wantErr := os.ReadFile(filepath.Join(c.WALDir(), before))
-		if err != nil || wantErr != nil || string(got) != string(want) {
-			t.Errorf("%s, restored, is not the server's: %v, %v", before, err, wantErr)
+		for _, name := range []string{before, first} {
+			target := filepath.Join(t.TempDir(), "RECOVERYXLOG")
+			a.host(c, "restore", name, target, "0")
+			got, err := os.ReadFile(target)
+			want, wantErr := os.ReadFile(filepath.Join(c.WALDir(), name))
+			if err != nil || wantErr != nil || string(got) != string(want) {
+				t.Errorf("%s, restored, is not the server's: %v, %v", name, err, wantErr)
+			}
 		}
-		a.host(c, "restore", "00000009.history", target, "55")
-		a.host(c, "restore", first, target, "54")
+		a.host(c, "restore", "00000009.history", filepath.Join(t.TempDir(), "x"), "55")
+		a.host(c, "restore", made, filepath.Join(t.TempDir(), "x"), "54")
 	}
 }
 
