@@ -18,31 +18,30 @@ type lent struct {
 }
 
 func (l *lent) dial() (net.Conn, *relayed, error) {
-	dialed, err := stream.DialFD(l.fd)
+	conn, err := stream.DialFD(l.fd, held{})
 	if err != nil {
 		return nil, nil, err
 	}
-	conn := hold(dialed)
 	if !l.relayed {
 		return conn, nil, nil
 	}
-	r := &relayed{socket: conn}
+	r := &relayed{Socket: conn}
 	return r, r, nil
 }
 
 // relayed is a connection that the loader relays. It counts what it has read, and knows why it ended.
 type relayed struct {
-	socket
+	*stream.Socket
 	taken  atomic.Uint64
 	reason atomic.Pointer[string]
 }
 
 func (r *relayed) Read(b []byte) (int, error) {
-	return r.count(r.socket.Read(b))
+	return r.count(r.Socket.Read(b))
 }
 
 func (r *relayed) ReadLazily(get func() []byte, put func()) (int, error) {
-	return r.count(r.socket.ReadLazily(get, put))
+	return r.count(r.Socket.ReadLazily(get, put))
 }
 
 func (r *relayed) count(n int, err error) (int, error) {

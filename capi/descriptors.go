@@ -4,10 +4,7 @@ package main
 import "C"
 
 import (
-	"net"
-	"sync"
 	"sync/atomic"
-	"syscall"
 	"unsafe"
 
 	"libreceivewal/segment"
@@ -45,33 +42,3 @@ const callsInFlight = 8
 
 // files is the operating system's file system, with its descriptors marked, and shared by all sessions.
 var files = segment.Limit(segment.OSFor(held{}), callsInFlight)
-
-// A socket is what stream.DialFD gives.
-type socket interface {
-	net.Conn
-	syscall.Conn
-	ReadLazily(get func() []byte, put func()) (int, error)
-}
-
-// heldConn is a connection whose descriptor is marked until it is closed.
-type heldConn struct {
-	socket
-	release func()
-}
-
-func hold(conn socket) socket {
-	raw, err := conn.SyscallConn()
-	if err != nil {
-		return conn
-	}
-	var descriptor int
-	if raw.Control(func(fd uintptr) { descriptor = int(fd); held{}.Hold(descriptor) }) != nil {
-		return conn
-	}
-	return &heldConn{conn, sync.OnceFunc(func() { held{}.Release(descriptor) })}
-}
-
-func (c *heldConn) Close() error {
-	c.release()
-	return c.socket.Close()
-}

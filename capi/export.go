@@ -93,7 +93,10 @@ func receivewal_core_begin(id C.uint64_t, request *C.rw_core_request, text **C.c
 		s.begin(findStart(directory, segment.Size(request.segment_size)))
 	case C.RW_CORE_CHECK:
 		s.begin(check(directory, segment.CheckOptions{
-			Size: segment.Size(request.segment_size), Pages: true, Decode: request.flags != 0}))
+			Size: segment.Size(request.segment_size), Pages: true, Decode: request.flags != 0,
+			Suffixes: stringsOf(request.suffixes, request.suffix_count)}))
+	case C.RW_CORE_RESTORE:
+		s.begin(restore(directory, name, C.GoString(request.target)))
 	case C.RW_CORE_RECEIVE:
 		s.begin(receive(optionsOf(request.options, directory), uint32(request.wanted)))
 	case C.RW_CORE_SETTLE:
@@ -293,6 +296,15 @@ func eventOf(e event) *C.rw_core_event {
 		if e.Full {
 			full.full, c.text = 1, C.CString(e.Err.Error())
 		}
+	case stream.MirrorChange:
+		c.kind, c.directory = C.RW_CORE_MIRROR, C.CString(e.Directory)
+		*(*C.receivewal_mirror)(u) = C.receivewal_mirror{
+			size:  C.sizeof_receivewal_mirror,
+			state: C.receivewal_mirror_state(e.State), // the same numbers
+		}
+		if e.Err != nil {
+			setError(c, e.Err)
+		}
 	case *dataEvent:
 		c.kind, c.data = C.RW_CORE_DATA, e.bytes
 		*(*C.receivewal_data)(u) = C.receivewal_data{
@@ -363,6 +375,9 @@ func setCheck(c *C.receivewal_check, r segment.Report) {
 		timeline:          C.uint32_t(r.Next.Timeline),
 		lsn:               C.receivewal_lsn(r.Next.LSN),
 	}
+	if r.SizeAssumed {
+		c.segment_size_assumed = 1
+	}
 	if r.Segments > 0 && r.Oldest.Timeline != 0 {
 		c.oldest_lsn = C.receivewal_lsn(r.Oldest.LSN(r.Size))
 	}
@@ -387,9 +402,12 @@ func setProgress(c *C.receivewal_progress, p stream.Progress) {
 		bytes:         C.uint64_t(p.Bytes),
 		segments:      C.uint64_t(p.Segments),
 		reconnects:    C.uint64_t(p.Reconnects),
+		stored_bytes:  C.uint64_t(p.StoredBytes),
 		server_time:   microseconds(p.ServerTime),
 		received_time: microseconds(p.ReceivedTime),
 
+		mirrors:        C.uint32_t(p.Mirrors),
+		mirrors_failed: C.uint32_t(p.MirrorsFailed),
 		reported_lsn:   C.receivewal_lsn(p.ReportedLSN),
 		confirmed_lsn:  C.receivewal_lsn(p.ConfirmedLSN),
 		lag:            C.uint64_t(p.Lag),

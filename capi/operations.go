@@ -45,6 +45,12 @@ func check(directory string, options segment.CheckOptions) operation {
 	}
 }
 
+func restore(directory, name, target string) operation {
+	return func(context.Context, *session) (any, error) {
+		return nil, segment.Restore(files, directory, name, target)
+	}
+}
+
 func receive(options stream.Options, wanted uint32) operation {
 	return func(ctx context.Context, s *session) (any, error) {
 		panicOnPurpose("operation", options.Directory)
@@ -87,6 +93,9 @@ func (q *queue) listen(wanted uint32) stream.Events {
 	}
 	if wanted&C.RW_CORE_WANT_DISK_FULL != 0 {
 		events.DiskFull = func(d stream.DiskFull) error { q.add(d); return nil }
+	}
+	if wanted&C.RW_CORE_WANT_MIRROR != 0 {
+		events.Mirror = func(m stream.MirrorChange) error { q.add(m); return nil }
 	}
 	if wanted&C.RW_CORE_WANT_DATA != 0 {
 		events.Data = q.addData

@@ -15,7 +15,7 @@ import (
 const maxLogs = 1000
 
 // An event is a logEvent, a segmentEvent, a stream.TimelineSwitch, a stream.Progress, a stream.Hole, a stream.DiskFull, a
-// *dataEvent, a reconnectEvent or a doneEvent.
+// stream.MirrorChange, a *dataEvent, a reconnectEvent or a doneEvent.
 type event any
 
 type logEvent struct {

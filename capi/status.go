@@ -37,6 +37,7 @@ var statuses = []struct {
 	{stream.ErrUnsupported, C.RECEIVEWAL_ERR_UNSUPPORTED},
 	{stream.ErrTimeline, C.RECEIVEWAL_ERR_TIMELINE},
 	{segment.ErrInternal, C.RECEIVEWAL_ERR_INTERNAL},
+	{segment.ErrNoFile, C.RECEIVEWAL_ERR_NO_FILE},
 	{segment.ErrNoDirectory, C.RECEIVEWAL_ERR_NO_DIRECTORY},
 	{segment.ErrPermission, C.RECEIVEWAL_ERR_PERMISSION},
 	{segment.ErrLocked, C.RECEIVEWAL_ERR_LOCKED},

@@ -39,20 +39,32 @@
 #define OLDEST_SERVER 90300          /* as pg_receivewal 15 to 18; newer servers are not refused */
 #define POSTGRES_VERSION "18.0"      /* the pg_receivewal whose options and messages these are */
 #define LIVE_LINE_LENGTH 100
+#define MAX_SUFFIXES 64
+#define RESTORE_FAILED 255 /* above 125 PostgreSQL gives up recovery; else it takes the file for the one after the last */
 
 typedef struct settings
 {
     const char *directory, *slot, *compress, *status_file, *metrics_file;
+    const char *restore_name, *restore_target; /* NULL: nothing is to be restored */
+    const char *suffixes[MAX_SUFFIXES];
+    size_t suffix_count;
+    receivewal_compression compression;
+    int compression_level, compression_workers;
     const char *conninfo, *host, *port, *user;
     receivewal_lsn end_lsn;
     int status_interval; /* seconds */
+    int wal_segsize;     /* MiB; 0: as the files say */
+    const char *mirrors[16];
+    size_t mirror_count;
+    bool mirror_required;
     int slot_wait;       /* seconds; -1: for ever */
     int password;        /* -1: never ask, 0: ask when the server wants one, 1: ask in any case */
-    bool check, json, reserve_wal, create_slot, drop_slot, if_not_exists, no_loop, no_sync, synchronous, verbose, progress;
+    bool restore, check, json, reserve_wal, create_slot, drop_slot, if_not_exists, no_loop, no_sync, synchronous, verbose, progress;
 } settings;
 
 static settings set = { .status_interval = 10 };
 static const char *progname;
+static int failure_code = 1; /* of the program's exit */
 
 /* -------------------------------------------------------------------------------------------- messages */
 
@@ -113,7 +125,7 @@ _Noreturn static void die(const char *format, ...)
     va_start(args, format);
     message("error: ", format, args);
     va_end(args);
-    exit(1);
+    exit(failure_code);
 }
 
 /* For a command line that is wrong. */
@@ -126,7 +138,7 @@ _Noreturn static void die_with_hint(const char *format, ...)
         message("error: ", format, args);
     va_end(args);
     say("hint: ", "Try \"%s --help\" for more information.", progname);
-    exit(1);
+    exit(failure_code);
 }
 
 /* The last error of a handle, or with NULL of a call that had none, with what the server added to it. */
@@ -463,7 +475,15 @@ static receivewal_status receive(PGconn *conn)
     options.status_interval = set.status_interval * 1000;
     options.synchronous = set.synchronous;
     options.no_sync = set.no_sync;
+    options.mirrors = set.mirrors;
+    options.mirror_count = set.mirror_count;
+    options.mirror_required = set.mirror_required;
     options.slot_wait = set.slot_wait < 0 ? -1 : set.slot_wait * 1000;
+    options.compression = set.compression;
+    options.compression_level = set.compression_level;
+    options.compression_workers = set.compression_workers;
+    options.suffixes = set.suffixes;
+    options.suffix_count = set.suffix_count;
     options.events.log = on_log;
     if (set.progress && isatty(STDERR_FILENO))
         options.events.progress = on_progress;
@@ -603,7 +623,10 @@ static int check_directory(void)
     char oldest[RECEIVEWAL_LSN_LEN], next[RECEIVEWAL_LSN_LEN];
     bool first = true;
 
+    options.segment_size = (uint32_t) set.wal_segsize << 20;
     options.decode = 1;
+    options.suffixes = set.suffixes;
+    options.suffix_count = set.suffix_count;
     options.ctx = &first;
     options.problem = on_problem;
     if (receivewal_check_directory(set.directory, &options, &check) != RECEIVEWAL_OK)
@@ -615,17 +638,30 @@ static int check_directory(void)
     receivewal_lsn_format(check.lsn, next);
     if (set.json)
         printf("%s],\n  \"problem_count\": %llu,\n  \"leftover_count\": %llu,\n  \"segments\": %llu,\n  \"segment_size\": %u,\n"
-               "  \"system_identifier\": \"%llu\",\n  \"oldest_lsn\": \"%s\",\n  \"next_lsn\": \"%s\",\n  \"timeline\": %u\n}\n",
+               "  \"segment_size_assumed\": %s,\n  \"system_identifier\": \"%llu\",\n  \"oldest_lsn\": \"%s\",\n  \"next_lsn\": \"%s\",\n  \"timeline\": %u\n}\n",
                first ? "{\n  \"problems\": [" : "\n  ", (unsigned long long) check.problems, (unsigned long long) check.leftovers,
-               (unsigned long long) check.segments, (unsigned) check.segment_size,
+               (unsigned long long) check.segments, (unsigned) check.segment_size, check.segment_size_assumed ? "true" : "false",
                (unsigned long long) check.system_identifier, oldest, next, (unsigned) check.timeline);
     else if (check.lsn == 0 && first)
         printf("there is no WAL in \"%s\"\n", set.directory);
     else
-        printf("%llu complete segments of %u bytes from %s, going on at %s (timeline %u), system identifier %llu: %llu problems\n",
-               (unsigned long long) check.segments, (unsigned) check.segment_size, oldest, next, (unsigned) check.timeline,
+        printf("%llu complete segments of %u bytes%s from %s, going on at %s (timeline %u), system identifier %llu: %llu problems\n",
+               (unsigned long long) check.segments, (unsigned) check.segment_size,
+               check.segment_size_assumed ? " (assumed, as no file tells: see --wal-segsize)" : "", oldest, next, (unsigned) check.timeline,
                (unsigned long long) check.system_identifier, (unsigned long long) check.problems);
     return check.problems == 0 ? 0 : 2;
+}
+
+/* --restore. Returns the program's exit code, for PostgreSQL: 1 at the end of the WAL, RESTORE_FAILED where that can't be told. */
+static int restore(void)
+{
+    receivewal_status status = receivewal_restore(set.directory, set.restore_name, set.restore_target);
+
+    if (status == RECEIVEWAL_OK)
+        return 0;
+    if (status != RECEIVEWAL_ERR_NO_FILE || set.verbose) /* PostgreSQL asks for many files that are not there */
+        say_error(NULL);
+    return status == RECEIVEWAL_ERR_NO_FILE ? 1 : RESTORE_FAILED;
 }
 
 /* --------------------------------------------------------------------------------------------- options */
@@ -647,7 +683,7 @@ static void usage(void)
            "  -v, --verbose          output verbose messages\n"
            "  -V, --version          output version information, then exit\n"
            "  -Z, --compress=METHOD[:DETAIL]\n"
-           "                         compress as specified (this version: none)\n"
+           "                         compress as specified\n"
            "  -?, --help             show this help, then exit\n",
            set.status_interval);
     printf("\nConnection options:\n"
@@ -663,13 +699,27 @@ static void usage(void)
     printf("\nNot in PostgreSQL's pg_receivewal:\n"
            "      --check            check the directory for holes and damage instead, without a server; exit\n"
            "                         with 0 if it is sound, 2 if it has problems, 1 if it cannot be read\n"
+           "      --compress-workers=N\n"
+           "                         compress N segments at a time (default: 1)\n"
            "      --json             print the result of --check as JSON\n"
            "      --metrics-file=FILE\n"
            "                         write metrics there once a second, for Prometheus (node_exporter's textfile collector)\n"
+           "      --mirror=DIR       write into this directory as well, in step with the first; can be given more\n"
+           "                         than once. One that fails is tried again, and gets what it has missed\n"
+           "      --mirror-required  stop where a mirror fails; tell the server that WAL is flushed only once it is\n"
+           "                         so in each of them\n"
            "      --progress         show position, speed and lag on the terminal\n"
            "      --reserve-wal      with --create-slot: keep write-ahead log from now on, not only from the first use on\n"
+           "      --restore          write a file of the directory to a path, for restore_command:\n"
+           "                         %s --restore -D DIR %%f %%p; exit with 0 if it is there, 1 if it\n"
+           "                         is not, 255 on any error\n"
            "      --slot-wait=SECS   wait so long for a slot that is in use, -1: for ever (default: 0)\n"
-           "      --status-file=FILE write position, speed, lag and state there once a second, as JSON\n");
+           "      --status-file=FILE write position, speed, lag and state there once a second, as JSON\n"
+           "      --suffix=SUFFIX    a complete segment's file may also end in SUFFIX (\".enc\"); may be repeated\n"
+           "      --wal-segsize=SIZE\n"
+           "                         size of WAL segments for --check, in megabytes (default: as the files say)\n"
+           "  METHOD is gzip, lz4, zstd or none.\n",
+           progname);
     printf("\nThis is the receivewal program of libreceivewal %s.\n", receivewal_version_string());
 }
 
@@ -704,7 +754,7 @@ static int number_option(const char *text, const char *option, int min, int max)
 /* What the DETAIL of --compress=METHOD:DETAIL asks for. */
 typedef struct compression
 {
-    long level;
+    long level, worker_count;
     bool workers, long_distance;
 } compression;
 
@@ -752,7 +802,7 @@ static void read_compression_detail(char *detail, compression *wanted)
             wanted->level = compression_number(item, value);
         else if (strcmp(item, "workers") == 0)
         {
-            compression_number(item, value);
+            wanted->worker_count = compression_number(item, value);
             wanted->workers = true;
         }
         else if (strcmp(item, "long") == 0)
@@ -769,19 +819,18 @@ static void read_compression_detail(char *detail, compression *wanted)
 }
 
 /*
- * Checks the argument of --compress: METHOD[:DETAIL], or a number alone, which is a level of gzip, or none if it is 0.
- * Exits unless it comes to "none".
+ * Reads the argument of --compress: METHOD[:DETAIL], or a number alone, which is a level of gzip, or none if it is 0. PostgreSQL's
+ * zstd has more levels than ours.
  */
-static void check_compression(const char *argument)
+static void read_compression(const char *argument)
 {
-    static const struct { const char *name, *label; long min, max, normal; /* levels */ } methods[] = {
-        { "none", "none", 0, 0, 0 }, { "gzip", "gzip", 1, 9, -1 }, { "lz4", "LZ4", 1, 12, 0 },
-        { "zstd", "ZSTD", -131072, 22, 3 }
+    static const struct { const char *name; long min, max, normal; /* levels */ } methods[] = {
+        { "none", 0, 0, 0 }, { "gzip", 1, 9, -1 }, { "lz4", 1, 12, 0 }, { "zstd", 1, 19, 1 }
     };
-    enum { NONE, GZIP, LZ4, ZSTD, UNKNOWN };
+    enum { NONE = RECEIVEWAL_COMPRESSION_NONE, GZIP, LZ4, ZSTD, UNKNOWN };
     char *text = strdup(argument), *detail, *end;
     const char *name = text;
-    compression wanted = { 0, false, false };
+    compression wanted = { 0, 0, false, false };
     int method = NONE;
     long number = strtol(argument, &end, 10);
 
@@ -813,15 +862,19 @@ static void check_compression(const char *argument)
         die(BAD_COMPRESSION "compression algorithm \"%s\" does not accept a worker count", name);
     if (wanted.long_distance && method != ZSTD)
         die(BAD_COMPRESSION "compression algorithm \"%s\" does not support long-distance mode", name);
-    if (method == ZSTD)
-        die("compression with %s is not yet supported", methods[method].label);
-    if (method != NONE)
-        die(BAD_COMPRESSION "this build does not support compression with %s", methods[method].label);
+    if (wanted.long_distance)
+        die(BAD_COMPRESSION "this program does not support long-distance mode");
+    if (wanted.workers && (wanted.worker_count < 0 || wanted.worker_count > 1024))
+        die(BAD_COMPRESSION "the worker count must be in range 0..1024");
+    set.compression = (receivewal_compression) method;
+    set.compression_level = wanted.level == methods[method].normal ? 0 : (int) wanted.level;
+    if (wanted.workers)
+        set.compression_workers = (int) wanted.worker_count;
     free(text);
 }
 
 enum { OPT_CREATE_SLOT = 256, OPT_DROP_SLOT, OPT_IF_NOT_EXISTS, OPT_SYNCHRONOUS, OPT_NO_SYNC, OPT_PROGRESS, OPT_CHECK, OPT_JSON,
-       OPT_STATUS_FILE, OPT_METRICS_FILE, OPT_SLOT_WAIT, OPT_RESERVE_WAL };
+       OPT_RESTORE, OPT_SUFFIX, OPT_COMPRESS_WORKERS, OPT_WAL_SEGSIZE, OPT_MIRROR, OPT_MIRROR_REQUIRED, OPT_STATUS_FILE, OPT_METRICS_FILE, OPT_SLOT_WAIT, OPT_RESERVE_WAL };
 
 #define SHORT_OPTIONS "d:D:E:h:np:s:S:U:vwWZ:"
 
@@ -859,6 +912,12 @@ static const struct option own_options[] = {
     { "metrics-file", required_argument, NULL, OPT_METRICS_FILE },
     { "slot-wait", required_argument, NULL, OPT_SLOT_WAIT },
     { "reserve-wal", no_argument, NULL, OPT_RESERVE_WAL },
+    { "wal-segsize", required_argument, NULL, OPT_WAL_SEGSIZE },
+    { "mirror", required_argument, NULL, OPT_MIRROR },
+    { "mirror-required", no_argument, NULL, OPT_MIRROR_REQUIRED },
+    { "restore", no_argument, NULL, OPT_RESTORE },
+    { "suffix", required_argument, NULL, OPT_SUFFIX },
+    { "compress-workers", required_argument, NULL, OPT_COMPRESS_WORKERS },
     { NULL, 0, NULL, 0 }
 };
 
@@ -873,6 +932,24 @@ static void set_own_option(int option, const char *value)
         case OPT_METRICS_FILE: set.metrics_file = value; break;
         case OPT_SLOT_WAIT: set.slot_wait = number_option(value, "--slot-wait", -1, INT_MAX / 1000); break;
         case OPT_RESERVE_WAL: set.reserve_wal = true; break;
+        case OPT_WAL_SEGSIZE:
+            set.wal_segsize = number_option(value, "--wal-segsize", 1, 1024);
+            if ((set.wal_segsize & (set.wal_segsize - 1)) != 0)
+                die("argument of %s must be a power of two between 1 and 1024", "--wal-segsize"); /* as initdb */
+            break;
+        case OPT_MIRROR:
+            if (set.mirror_count == sizeof(set.mirrors) / sizeof(set.mirrors[0]))
+                die("too many mirrors");
+            set.mirrors[set.mirror_count++] = value;
+            break;
+        case OPT_MIRROR_REQUIRED: set.mirror_required = true; break;
+        case OPT_RESTORE: set.restore = true; break;
+        case OPT_SUFFIX:
+            if (set.suffix_count == MAX_SUFFIXES)
+                die("too many suffixes");
+            set.suffixes[set.suffix_count++] = value;
+            break;
+        case OPT_COMPRESS_WORKERS: set.compression_workers = number_option(value, "--compress-workers", 1, 1024); break;
     }
 }
 
@@ -977,6 +1054,13 @@ static void read_options(int argc, char **argv)
             case OPT_NO_SYNC: set.no_sync = true; break;
             default: die_with_hint(NULL); /* getopt_long has said what is wrong */
         }
+    if (set.restore)
+    {
+        if (argc - optind < 2)
+            die_with_hint("--restore needs the name of a file and the path to write it to");
+        set.restore_name = argv[optind++];
+        set.restore_target = argv[optind++];
+    }
     if (optind < argc)
         die_with_hint("too many command-line arguments (first is \"%s\")", argv[optind]);
 }
@@ -1021,14 +1105,21 @@ static void check_options(void)
         die_with_hint("no target directory specified");
     if (set.check && (set.create_slot || set.drop_slot))
         die_with_hint("cannot use --check together with %s", set.create_slot ? "--create-slot" : "--drop-slot");
+    if (set.restore && (set.create_slot || set.drop_slot || set.check))
+        die_with_hint("cannot use --restore together with %s",
+                      set.check ? "--check" : set.create_slot ? "--create-slot" : "--drop-slot");
     if (set.json && !set.check)
         die_with_hint("--json needs --check");
+    if (set.wal_segsize != 0 && !set.check)
+        die_with_hint("--wal-segsize needs --check");
+    if (set.mirror_required && set.mirror_count == 0)
+        die_with_hint("--mirror-required needs --mirror");
     if (set.reserve_wal && !set.create_slot)
         die_with_hint("--reserve-wal needs --create-slot");
     if (set.slot_wait != 0 && set.slot == NULL)
         die_with_hint("--slot-wait needs a slot to be specified using --slot");
     if (set.compress != NULL)
-        check_compression(set.compress);
+        read_compression(set.compress);
     if (!set.drop_slot && !set.create_slot)
     {
         DIR *directory = opendir(set.directory);
@@ -1058,11 +1149,16 @@ int main(int argc, char **argv)
         version();
         return 0;
     }
+    for (int i = 1; i < argc; i++)
+        if (strcmp(argv[i], "--restore") == 0) /* whatever is wrong with the command line, it is not the end of the WAL */
+            failure_code = RESTORE_FAILED;
     read_options(argc, argv);
     check_options();
 
     if (set.check)
         return check_directory();
+    if (set.restore)
+        return restore();
     /* Signals keep their default until here, so that they end a password prompt. */
     if (!set.create_slot && !set.drop_slot)
         start_health();

@@ -312,14 +312,44 @@ static uint32_t wanted(const receivewal_events *events)
            (events->segment_completed != NULL ? RW_CORE_WANT_COMPLETED : 0) |
            (events->timeline_switched != NULL ? RW_CORE_WANT_TIMELINE : 0) | (events->progress != NULL ? RW_CORE_WANT_PROGRESS : 0) |
            (events->reconnect != NULL ? RW_CORE_WANT_RECONNECT : 0) | (events->problem != NULL ? RW_CORE_WANT_PROBLEM : 0) |
-           (events->disk_full != NULL ? RW_CORE_WANT_DISK_FULL : 0) | (events->data != NULL ? RW_CORE_WANT_DATA : 0);
+           (events->disk_full != NULL ? RW_CORE_WANT_DISK_FULL : 0) | (events->mirror != NULL ? RW_CORE_WANT_MIRROR : 0) |
+           (events->data != NULL ? RW_CORE_WANT_DATA : 0);
 }
 
-/* Checks the options and makes a request of them. directory: room for an absolute path; it and ours must outlive the request. */
-static receivewal_status receive_request(rw_slot *slot, const char *function, const receivewal_options *theirs, receivewal_options *ours,
-                                         char directory[PATH_MAX], rw_core_request *request)
+/* What a receive request points to: it must outlive the request, and is then forgotten. */
+typedef struct receive_input
 {
+    receivewal_options options;
+    char directory[PATH_MAX];
+    char *mirrors[RW_MIRRORS_MAX]; /* absolute; malloc'ed */
+} receive_input;
+
+static void forget(receive_input *input)
+{
+    for (size_t i = 0; i < RW_MIRRORS_MAX; i++)
+        free(input->mirrors[i]);
+}
+
+/* Makes the paths of the mirrors absolute. false: out of memory. */
+static bool make_mirrors_absolute(receive_input *input)
+{
+    char buffer[PATH_MAX];
+
+    for (size_t i = 0; i < input->options.mirror_count; i++)
+        if ((input->mirrors[i] = strdup(absolute(input->options.mirrors[i], buffer))) == NULL)
+            return false;
+    input->options.mirrors = (const char *const *)input->mirrors;
+    return true;
+}
+
+/* Checks the options and makes a request of them. Whatever it returns, input is to be forgotten. */
+static receivewal_status receive_request(rw_slot *slot, const char *function, const receivewal_options *theirs, receive_input *input,
+                                         rw_core_request *request)
+{
+    receivewal_options *ours = &input->options;
     char problem[RW_PROBLEM_MAX];
+
+    memset(input->mirrors, 0, sizeof(input->mirrors));
 
     if (theirs == NULL)
         return rw_texts_set(&slot->texts, RECEIVEWAL_ERR_INVALID, "%s: options is NULL", function);
@@ -328,40 +358,41 @@ static receivewal_status receive_request(rw_slot *slot, const char *function, co
     rw_struct_in(&rw_layout_options, theirs, ours);
     if (!rw_options_check(ours, problem))
         return rw_texts_set(&slot->texts, RECEIVEWAL_ERR_INVALID, "%s", problem);
+    if (!make_mirrors_absolute(input))
+        return rw_texts_set(&slot->texts, RECEIVEWAL_ERR_LIMIT, "%s: out of memory", function);
     *request = (rw_core_request){
-        .op = RW_CORE_RECEIVE, .wanted = wanted(&ours->events), .directory = absolute(ours->directory, directory), .options = ours
+        .op = RW_CORE_RECEIVE, .wanted = wanted(&ours->events), .directory = absolute(ours->directory, input->directory), .options = ours
     };
     return RECEIVEWAL_OK;
 }
 
 receivewal_status receivewal_receive(receivewal *rw, const receivewal_options *options)
 {
-    receivewal_options ours;
+    receive_input input;
     rw_core_request request;
-    char directory[PATH_MAX];
     rw_slot *slot;
     receivewal_status status = enter_idle(rw, "receivewal_receive", &slot);
 
     if (status != RECEIVEWAL_OK)
         return status;
-    status = receive_request(slot, "receivewal_receive", options, &ours, directory, &request);
+    status = receive_request(slot, "receivewal_receive", options, &input, &request);
     if (status == RECEIVEWAL_OK)
-        rw_event_free(run(slot, &request, &ours.events, &status));
+        rw_event_free(run(slot, &request, &input.options.events, &status));
+    forget(&input);
     return leave(rw, slot, status);
 }
 
 receivewal_status receivewal_start(receivewal *rw, const receivewal_options *options)
 {
-    receivewal_options ours;
+    receive_input input;
     rw_core_request request;
-    char directory[PATH_MAX];
     char *text = NULL;
     rw_slot *slot;
     receivewal_status status = enter_idle(rw, "receivewal_start", &slot);
 
     if (status != RECEIVEWAL_OK)
         return status;
-    status = receive_request(slot, "receivewal_start", options, &ours, directory, &request);
+    status = receive_request(slot, "receivewal_start", options, &input, &request);
     if (status == RECEIVEWAL_OK)
     {
         status = rw_core_begin(slot->pump.core_id, &request, &text);
@@ -369,11 +400,12 @@ receivewal_status receivewal_start(receivewal *rw, const receivewal_options *opt
             core_error(&slot->texts, status, text);
         else
         {
-            slot->events = ours.events;
+            slot->events = input.options.events;
             slot->running = true;
             rw_pump_started(&slot->pump);
         }
     }
+    forget(&input);
     return leave(rw, slot, status);
 }
 
@@ -646,9 +678,33 @@ receivewal_status receivewal_check_directory(const char *directory, const receiv
         return status;
     request.segment_size = ours.segment_size;
     request.flags = ours.decode != 0;
+    if (rw_suffixes_complaint(ours.suffixes, ours.suffix_count) != NULL)
+        return rw_thread_error(NULL, RECEIVEWAL_ERR_INVALID, "receivewal_check_options.%s",
+                               rw_suffixes_complaint(ours.suffixes, ours.suffix_count));
+    request.suffixes = ours.suffixes;
+    request.suffix_count = ours.suffix_count;
     status = ask_directory(&request, directory, &events, &done);
     if (status == RECEIVEWAL_OK)
         rw_struct_out(&rw_layout_check, &done->u.check, check);
+    rw_event_free(done);
+    return status;
+}
+
+receivewal_status receivewal_restore(const char *directory, const char *name, const char *target)
+{
+    char path[PATH_MAX], problem[RW_PROBLEM_MAX];
+    rw_core_request request = { .op = RW_CORE_RESTORE, .name = name };
+    rw_core_event *done;
+    receivewal_status status;
+
+    if (rw_forked())
+        return RECEIVEWAL_ERR_FORKED;
+    if (!rw_directory_check("receivewal_restore: directory", directory, problem) ||
+        !rw_directory_check("receivewal_restore: name", name, problem) ||
+        !rw_directory_check("receivewal_restore: target", target, problem))
+        return rw_thread_error(NULL, RECEIVEWAL_ERR_INVALID, "%s", problem);
+    request.target = absolute(target, path);
+    status = ask_directory(&request, directory, &no_events, &done);
     rw_event_free(done);
     return status;
 }

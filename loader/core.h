@@ -32,6 +32,7 @@ typedef enum rw_core_op
     RW_CORE_READ_SLOT,
     RW_CORE_FIND_START, /* for a handle that was opened with fd -1 */
     RW_CORE_CHECK,      /* the same */
+    RW_CORE_RESTORE,    /* the same */
     RW_CORE_RECEIVE,
     RW_CORE_SETTLE /* reads what a relay has read ahead: only messages that may come at any time */
 } rw_core_op;
@@ -45,6 +46,7 @@ typedef enum rw_core_op
 #define RW_CORE_WANT_RECONNECT 32u
 #define RW_CORE_WANT_PROBLEM 64u
 #define RW_CORE_WANT_DISK_FULL 128u
+#define RW_CORE_WANT_MIRROR 256u
 #define RW_CORE_WANT_DATA 512u
 
 /* Valid, with all that it points to, only until begin returns: the core copies. */
@@ -55,9 +57,12 @@ typedef struct rw_core_request
     uint32_t flags;                    /* CREATE_SLOT, DROP_SLOT; CHECK: whether to decode */
     uint32_t segment_size;             /* FIND_START, CHECK */
     uint64_t passed;                   /* SETTLE: bytes that the relay has passed to the core, since it began */
-    const char *name;                  /* *_SLOT: the slot */
-    const char *directory;             /* FIND_START, CHECK, RECEIVE: absolute where possible */
-    const receivewal_options *options; /* RECEIVE: normalised; its directory and events are not looked at */
+    const char *name;                  /* *_SLOT: the slot; RESTORE: the file */
+    const char *target;                /* RESTORE: absolute where possible */
+    const char *directory;             /* FIND_START, CHECK, RESTORE, RECEIVE: absolute where possible */
+    const char *const *suffixes;       /* CHECK */
+    size_t suffix_count;
+    const receivewal_options *options; /* RECEIVE: normalised, its mirrors absolute; its directory and events are not looked at */
 } rw_core_request;
 
 typedef enum rw_core_kind
@@ -69,6 +74,7 @@ typedef enum rw_core_kind
     RW_CORE_PROGRESS,  /* progress */
     RW_CORE_PROBLEM,   /* problem, directory, file, text */
     RW_CORE_DISK_FULL, /* disk_full, text */
+    RW_CORE_MIRROR,    /* mirror, directory, status, text */
     RW_CORE_DATA,      /* data; to be answered by taken, once the callback has returned 0 */
     RW_CORE_RECONNECT, /* attempt, status, text, sqlstate; to be answered by reconnect */
     RW_CORE_DONE       /* status, text, sqlstate, detail, hint; system, slot, start or check where the request asked for it */
@@ -95,6 +101,7 @@ typedef struct rw_core_event
         receivewal_progress progress;
         receivewal_problem problem;     /* its strings are NULL: see directory, file and text */
         receivewal_disk_full disk_full; /* its errmsg is NULL: see text */
+        receivewal_mirror mirror;       /* its strings are NULL: see directory and text; its status is not set */
         receivewal_data data;
         int attempt;
         receivewal_check check;

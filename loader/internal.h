@@ -51,6 +51,7 @@ extern const rw_layout rw_layout_connection, rw_layout_io, rw_layout_options, rw
     rw_layout_start_point, rw_layout_check_options, rw_layout_check;
 
 #define RW_PROBLEM_MAX 256
+#define RW_MIRRORS_MAX 16 /* options.mirrors */
 
 /* Checks the size of a struct that the caller passed. Returns true, or false and a sentence in problem. */
 bool rw_struct_check(const rw_layout *layout, const void *theirs, char problem[RW_PROBLEM_MAX]);
@@ -62,6 +63,8 @@ void rw_struct_in(const rw_layout *layout, const void *theirs, void *ours);
 void rw_struct_out(const rw_layout *layout, const void *ours, void *theirs);
 
 /* Checks what the options say. Returns true, or false and a sentence. */
+/* What is wrong with a list of suffixes; NULL: nothing. */
+const char *rw_suffixes_complaint(const char *const *suffixes, size_t count);
 bool rw_options_check(const receivewal_options *options, char problem[RW_PROBLEM_MAX]);
 bool rw_slot_name_check(const char *what, const char *name, char problem[RW_PROBLEM_MAX]);
 bool rw_directory_check(const char *what, const char *directory, char problem[RW_PROBLEM_MAX]);

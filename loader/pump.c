@@ -197,6 +197,11 @@ static int deliver(rw_pump *p, rw_core_event *event, const receivewal_events *ev
         case RW_CORE_DISK_FULL:
             event->u.disk_full.errmsg = text;
             return events->disk_full == NULL ? 0 : events->disk_full(events->ctx, &event->u.disk_full);
+        case RW_CORE_MIRROR:
+            event->u.mirror.status = event->status;
+            event->u.mirror.errmsg = text;
+            event->u.mirror.directory = event->directory == NULL ? "" : event->directory;
+            return events->mirror == NULL ? 0 : events->mirror(events->ctx, &event->u.mirror);
         case RW_CORE_DATA:
             return deliver_data(p, event, events);
         case RW_CORE_RECONNECT:

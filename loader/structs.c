@@ -173,8 +173,9 @@ static const field check_fields[] = {
     FIELD(receivewal_check, timeline),
     FIELD(receivewal_check, oldest_lsn),
     FIELD(receivewal_check, lsn),
+    FIELD(receivewal_check, segment_size_assumed),
 };
-LAYOUT(check, receivewal_check, RECEIVEWAL_CHECK_INIT, lsn);
+LAYOUT(check, receivewal_check, RECEIVEWAL_CHECK_INIT, segment_size_assumed);
 
 /* No struct of ours will ever be this large; a size that is was not set. */
 #define ABSURD ((size_t)64 * 1024)
@@ -291,8 +292,7 @@ static const int highest_level[] = { [RECEIVEWAL_COMPRESSION_NONE] = 0,
                                      [RECEIVEWAL_COMPRESSION_LZ4] = 12,
                                      [RECEIVEWAL_COMPRESSION_ZSTD] = 19 };
 
-/* What is wrong with a list of suffixes; NULL: nothing. */
-static const char *suffixes_complaint(const char *const *suffixes, size_t count)
+const char *rw_suffixes_complaint(const char *const *suffixes, size_t count)
 {
     if (count > 64)
         return "suffix_count is more than 64";
@@ -303,8 +303,8 @@ static const char *suffixes_complaint(const char *const *suffixes, size_t count)
         size_t length = suffixes[i] == NULL ? 0 : strnlen(suffixes[i], 32);
 
         if (length < 2 || length > 31 || suffixes[i][0] != '.' || memchr(suffixes[i], '/', length) != NULL ||
-            strcmp(suffixes[i], ".partial") == 0)
-            return "suffixes has one that is NULL, does not begin with a dot, has a slash, is \".partial\", or is longer than 31 bytes";
+            (length >= 8 && strcmp(suffixes[i] + length - 8, ".partial") == 0))
+            return "suffixes has one that is NULL, does not begin with a dot, has a slash, ends in \".partial\", or is longer than 31 bytes";
     }
     return NULL;
 }
@@ -341,12 +341,12 @@ bool rw_options_check(const receivewal_options *options, char problem[RW_PROBLEM
         complaint = "compression_level is not one of the compression's";
     else if (options->compression_workers < 0 || options->compression_workers > 1024)
         complaint = "compression_workers is not from 0 to 1024";
-    else if (options->mirror_count > 16)
+    else if (options->mirror_count > RW_MIRRORS_MAX)
         complaint = "mirror_count is more than 16";
     else if (options->mirror_count > 0 && options->mirrors == NULL)
         complaint = "mirrors is NULL";
     else
-        complaint = suffixes_complaint(options->suffixes, options->suffix_count);
+        complaint = rw_suffixes_complaint(options->suffixes, options->suffix_count);
     for (size_t i = 0; complaint == NULL && i < options->mirror_count; i++)
         if (!rw_directory_check("a directory of receivewal_options.mirrors", options->mirrors[i], problem))
             return false;

@@ -164,6 +164,7 @@ const char *receivewal_strerror(receivewal_status status)
         case RECEIVEWAL_ERR_LOCKED: return "directory locked by another receiver";
         case RECEIVEWAL_ERR_DISK_FULL: return "disk full";
         case RECEIVEWAL_ERR_IO: return "input/output error";
+        case RECEIVEWAL_ERR_NO_FILE: return "no such file of the WAL";
         case RECEIVEWAL_ERR_GAP: return "gap in the WAL";
         case RECEIVEWAL_ERR_FOREIGN: return "WAL of another cluster";
         case RECEIVEWAL_ERR_TIMELINE: return "timeline not in the server's history";

@@ -75,6 +75,7 @@ func TestCheck(t *testing.T) {
 		noise[i] = byte(r.Uint32())
 	}
 	gz, lz := gzipped(make([]byte, mib)), wholeLZ4(make([]byte, mib))
+	zst := wholeZstd(make([]byte, mib))
 	noisy := gzipped(noise)
 	flip := func(b []byte, at int) []byte {
 		b = bytes.Clone(b)
@@ -124,6 +125,10 @@ func TestCheck(t *testing.T) {
 			next: 9 * mib, timeline: 2, problems: []string{"missing 2:0/700000-0/800000"}},
 		{name: "several abandoned timelines", files: with(segs(1, 5, 6, 7), segs(2, 6, 7), segs(3, 6, 7, 8), began(2, "0/680000"), began(3, "0/670000")),
 			segments: 8, oldest: seg(1, 5), next: 9 * mib, timeline: 3},
+		{name: "a newer timeline that has not come as far as the abandoned one", files: with(segs(1, 5, 6, 7, 8, 9), segs(2, 6, 8), began(2, "0/680000")),
+			segments: 7, oldest: seg(1, 5), next: 10 * mib, timeline: 1, problems: []string{"missing 2:0/700000-0/800000"}},
+		{name: "a hole of both", files: with(segs(1, 5, 7, 8, 9, 10, 11), segs(2, 7, 8), one(seg(2, 10)+".partial", sized(0)), began(2, "0/780000")),
+			segments: 8, oldest: seg(1, 5), next: 12 * mib, timeline: 1, problems: []string{"missing 1:0/600000-0/700000", "missing 2:0/900000-0/A00000"}},
 		{name: "wrong size", files: with(segs(1, 5, 7), one(seg(1, 6), sized(5))), segments: 2, oldest: seg(1, 5), next: 8 * mib, timeline: 1,
 			problems: []string{"wrong size " + seg(1, 6) + " 1:0/600000-0/700000", "missing 1:0/600000-0/700000"}, says: "size 5"},
 		{name: "only a wrong size", files: one(seg(1, 6), sized(5)), problems: []string{"wrong size " + seg(1, 6) + " 1:0/600000-0/700000"}},
@@ -147,7 +152,19 @@ func TestCheck(t *testing.T) {
 			oldest: seg(1, 5), next: 8 * mib, timeline: 1,
 			problems: []string{"damaged " + seg(1, 6) + ".lz4 1:0/600000-0/700000", "missing 1:0/600000-0/700000"}},
 		{name: "sound when decoded", o: decode, files: with(segs(1, 5), one(seg(1, 6)+".gz", bytesOf(noisy)), one(seg(1, 7)+".lz4", bytesOf(lz)),
-			one(seg(1, 8)+".zst", sized(3))), segments: 4, oldest: seg(1, 5), next: 9 * mib, timeline: 1},
+			one(seg(1, 8)+".zst", bytesOf(wholeZstd(noise))), one(seg(1, 9)+".aes", sized(3))), segments: 5, oldest: seg(1, 5), next: 10 * mib, timeline: 1},
+		{name: "zstd cut off", o: decode, files: with(segs(1, 5, 7), one(seg(1, 6)+".zst", bytesOf(zst[:len(zst)-1]))), segments: 2,
+			oldest: seg(1, 5), next: 8 * mib, timeline: 1,
+			problems: []string{"damaged " + seg(1, 6) + ".zst 1:0/600000-0/700000", "missing 1:0/600000-0/700000"}},
+		{name: "a bit of zstd", o: decode, files: with(segs(1, 5, 7), one(seg(1, 6)+".zst", bytesOf(flip(wholeZstd(noise), mib/2)))), segments: 2,
+			oldest: seg(1, 5), next: 8 * mib, timeline: 1,
+			problems: []string{"damaged " + seg(1, 6) + ".zst 1:0/600000-0/700000", "missing 1:0/600000-0/700000"}},
+		{name: "the newest is damaged zstd", files: with(segs(1, 5, 6), one(seg(1, 7)+".zst", bytesOf(zst[:len(zst)-1]))), segments: 2,
+			oldest: seg(1, 5), next: 7 * mib, timeline: 1, problems: []string{"damaged " + seg(1, 7) + ".zst 1:0/700000-0/800000"}},
+		{name: "a suffix that is not known", files: with(segs(1, 5, 7), one(seg(1, 6)+".crypt", sized(3))), segments: 2, oldest: seg(1, 5), next: 8 * mib,
+			timeline: 1, problems: []string{"missing 1:0/600000-0/700000"}},
+		{name: "a suffix that was told", o: CheckOptions{Size: MinSize, Suffixes: []string{".crypt"}}, files: with(segs(1, 5, 7),
+			one(seg(1, 6)+".gz.crypt", sized(3))), segments: 3, oldest: seg(1, 5), next: 8 * mib, timeline: 1},
 		{name: "the newest is damaged lz4", files: with(segs(1, 5, 6), one(seg(1, 7)+".lz4", bytesOf(lz[:len(lz)/2]))), segments: 2,
 			oldest: seg(1, 5), next: 7 * mib, timeline: 1, problems: []string{"damaged " + seg(1, 7) + ".lz4 1:0/700000-0/800000"}},
 		{name: "first pages", o: pages, files: with(page(1, 5), page(1, 6), one(seg(2, 7), paged(1, 7*mib, MinSize, system)), page(2, 8), began(2, "0/780000")),
@@ -169,6 +186,28 @@ func TestCheck(t *testing.T) {
 		{name: "no page at all", o: pages, files: with(page(1, 5), segs(1, 6), page(1, 7)), segments: 2, oldest: seg(1, 5), next: 8 * mib, timeline: 1,
 			problems: []string{"wrong page " + seg(1, 6) + " 1:0/600000-0/700000", "missing 1:0/600000-0/700000"}, says: "header of a WAL page"},
 		{name: "pages are looked at only when asked", files: segs(1, 5, 6), segments: 2, oldest: seg(1, 5), next: 7 * mib, timeline: 1},
+		{name: "a partial that is longer", files: with(segs(1, 5), one(seg(1, 6)+".partial", sized(mib+1))), segments: 1, oldest: seg(1, 5),
+			next: 6 * mib, timeline: 1, problems: []string{"wrong size " + seg(1, 6) + ".partial 1:0/600000-0/700000"}, says: "longer than a segment"},
+		{name: "a compressed partial that is longer", o: decode, files: with(segs(1, 5), one(seg(1, 6)+".gz.partial", bytesOf(gzipped(make([]byte, mib+1)))),
+			one(seg(2, 6)+".lz4.partial", bytesOf(cutLZ4(make([]byte, mib)))), began(2, "0/680000")), segments: 1, oldest: seg(1, 5), next: 6 * mib, timeline: 2,
+			problems: []string{"wrong size " + seg(1, 6) + ".gz.partial 1:0/600000-0/700000"}},
+		{name: "partials", o: pages, files: with(page(1, 5), one(seg(1, 6)+".partial", made{content: paged(1, 6*mib, MinSize, system).content}),
+			one(seg(2, 6)+".partial", paged(1, 6*mib, MinSize, system)), one(seg(3, 6)+".partial", sized(mib)), one(seg(4, 6)+".partial", sized(0)),
+			began(2, "0/680000"), began(3, "0/680000"), began(4, "0/680000")), segments: 1, oldest: seg(1, 5), next: 6 * mib, timeline: 4},
+		{name: "another system's partial", o: pages, files: with(page(1, 5), one(seg(1, 6)+".partial", paged(1, 6*mib, MinSize, 99))), segments: 1,
+			oldest: seg(1, 5), next: 6 * mib, timeline: 1, problems: []string{"wrong page " + seg(1, 6) + ".partial 1:0/600000-0/700000"},
+			says: "system 99 instead of 7"},
+		{name: "another system's compressed partial", o: pages, files: with(page(1, 5), one(seg(1, 6)+".gz.partial",
+			bytesOf(gzipped(paged(1, 6*mib, MinSize, 99).content)))), segments: 1, oldest: seg(1, 5), next: 6 * mib, timeline: 1,
+			problems: []string{"wrong page " + seg(1, 6) + ".gz.partial 1:0/600000-0/700000"}, says: "system 99 instead of 7"},
+		{name: "another place's partial", o: pages, files: one(seg(1, 6)+".partial", paged(1, 9*mib, MinSize, 99)), next: 6 * mib, timeline: 1,
+			problems: []string{"wrong page " + seg(1, 6) + ".partial 1:0/600000-0/700000"}, says: "0/900000 instead of 0/600000"},
+		{name: "a partial of no WAL", o: pages, files: one(seg(1, 6)+".partial", made{content: []byte(strings.Repeat("no WAL", 10)), size: mib}),
+			next: 6 * mib, timeline: 1, problems: []string{"wrong page " + seg(1, 6) + ".partial 1:0/600000-0/700000"}, says: "header of a WAL page"},
+		{name: "a partial whose header was cut off", o: pages, files: one(seg(1, 6)+".partial", made{content: paged(1, 9*mib, MinSize, 99).content[:36], size: mib}),
+			next: 6 * mib, timeline: 1},
+		{name: "a partial of another size", o: pages, files: one(seg(1, 6)+".partial", paged(1, 6*mib, 16*mib, 7)), next: 6 * mib, timeline: 1,
+			problems: []string{"wrong page " + seg(1, 6) + ".partial 1:0/600000-0/700000"}, says: "16777216"},
 		{name: "no history", files: with(segs(1, 5), segs(2, 6)), segments: 2, oldest: seg(2, 6), next: 7 * mib, timeline: 2,
 			problems: []string{"no history 00000002.history"}, says: "timeline 2"},
 		{name: "no history of a partial's timeline", files: with(segs(1, 5), one(seg(2, 6)+".partial", sized(0))), segments: 1, next: 6 * mib, timeline: 2,
@@ -229,12 +268,13 @@ func TestCheck(t *testing.T) {
 	}
 }
 
-// Without a segment size, the segments tell it; where none does, nothing is called sound.
+// Without a segment size, the segments tell it; where none does, it is the default, unless the names say that it is not.
 func TestCheckWithoutSize(t *testing.T) {
 	for _, c := range []struct {
 		name     string
 		files    map[string]made
 		size     Size
+		assumed  bool
 		system   uint64
 		problems []string
 		err      error
@@ -245,8 +285,14 @@ func TestCheckWithoutSize(t *testing.T) {
 		{name: "as compressed ones say", files: with(one(seg(1, 5)+".gz", bytesOf(gzipped(append(slices.Clone(paged(1, 5*mib, MinSize, 7).content),
 			make([]byte, mib-pageHeaderSize)...)))), segs(1, 7)), size: MinSize, problems: []string{
 			"wrong page " + seg(1, 7) + " 1:0/700000-0/800000", "missing 1:0/600000-0/800000"}},
-		{name: "encrypted", files: with(one(seg(1, 5)+".zst.aes", sized(9)), one(seg(1, 7)+".zst.aes", sized(9))),
-			problems: []string{"foreign file " + seg(1, 5) + ".zst.aes", "foreign file " + seg(1, 7) + ".zst.aes"}},
+		{name: "encrypted", files: with(one(seg(1, 5)+".zst.aes", sized(9)), one(seg(1, 6)+".zst.aes", sized(9)), one(seg(1, 7)+".partial", sized(0))),
+			size: 16 * mib, assumed: true},
+		{name: "encrypted, with a hole", files: with(one(seg(1, 255)+".zst.aes", sized(9)), one("000000010000000100000001.zst.aes", sized(9))),
+			size: 16 * mib, assumed: true, problems: []string{"missing 1:1/0-1/1000000"}},
+		{name: "encrypted, of another size", files: with(one(seg(1, 5)+".zst.aes", sized(9)), one(seg(1, 256)+".zst.aes", sized(9))),
+			problems: []string{"foreign file " + seg(1, 256) + ".zst.aes"}},
+		{name: "cut off", files: one(seg(1, 5), sized(9)), size: 16 * mib, assumed: true,
+			problems: []string{"wrong size " + seg(1, 5) + " 1:0/5000000-0/6000000"}},
 		{name: "two sizes", files: with(one(seg(1, 5), paged(1, 5*mib, MinSize, 7)), one(seg(1, 6), paged(1, 6*mib, 16*mib, 7))), err: ErrForeign},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -257,7 +303,7 @@ func TestCheckWithoutSize(t *testing.T) {
 			for _, p := range r.Problems {
 				problems = append(problems, told(p))
 			}
-			if !errors.Is(err, c.err) || r.Size != c.size || r.SystemIdentifier != c.system || !slices.Equal(problems, c.problems) {
+			if !errors.Is(err, c.err) || r.Size != c.size || r.SizeAssumed != c.assumed || r.SystemIdentifier != c.system || !slices.Equal(problems, c.problems) {
 				t.Errorf("%v, %+v, want %v, size %d, system %d, %q", err, r, c.err, c.size, c.system, c.problems)
 			}
 		})
@@ -267,22 +313,22 @@ func TestCheckWithoutSize(t *testing.T) {
 	}
 }
 
-// compressing is a file system in which another program compresses each segment at the moment when it is looked at.
-type compressing struct{}
+// encrypting is a file system in which another program encrypts each segment at the moment when it is looked at.
+type encrypting struct{}
 
-type compressingDir struct {
+type encryptingDir struct {
 	Dir
 	path string
 }
 
-func (c compressing) OpenDir(path string) (Dir, error) {
+func (c encrypting) OpenDir(path string) (Dir, error) {
 	d, err := OS.OpenDir(path)
-	return compressingDir{d, path}, err
+	return encryptingDir{d, path}, err
 }
 
-func (d compressingDir) Stat(name string) (size int64, changed time.Time, err error) {
-	if !strings.HasSuffix(name, ".zst") {
-		if err := os.Rename(filepath.Join(d.path, name), filepath.Join(d.path, name+".zst")); err != nil {
+func (d encryptingDir) Stat(name string) (size int64, changed time.Time, err error) {
+	if !strings.HasSuffix(name, ".aes") {
+		if err := os.Rename(filepath.Join(d.path, name), filepath.Join(d.path, name+".aes")); err != nil {
 			return 0, changed, err
 		}
 	}
@@ -293,7 +339,7 @@ func (d compressingDir) Stat(name string) (size int64, changed time.Time, err er
 func TestCheckWhileFilesChange(t *testing.T) {
 	dir := t.TempDir()
 	makeFiles(t, dir, segs(1, 5, 6, 7))
-	r, err := CheckDirectory(compressing{}, dir, CheckOptions{Size: MinSize})
+	r, err := CheckDirectory(encrypting{}, dir, CheckOptions{Size: MinSize})
 	if err != nil || len(r.Problems) > 0 || r.Segments != 3 {
 		t.Errorf("%v, %+v", err, r)
 	}

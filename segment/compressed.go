@@ -3,12 +3,27 @@ package segment
 import (
 	"bufio"
 	"bytes"
-	"compress/gzip"
 	"encoding/binary"
 	"io"
 
+	"github.com/klauspost/compress/gzip"
+	"github.com/klauspost/compress/zstd"
 	"github.com/pierrec/lz4/v4"
 )
+
+// fileReader keeps apart what the disk refused and what a decoder did not understand.
+type fileReader struct {
+	io.ReaderAt
+	err error
+}
+
+func (r *fileReader) ReadAt(p []byte, offset int64) (int, error) {
+	n, err := r.ReaderAt.ReadAt(p, offset)
+	if err != nil && err != io.EOF {
+		r.err = err
+	}
+	return n, err
+}
 
 // uncompressedSize tells how many bytes a compressed file holds, as cheaply as pg_receivewal does: a complete gzip file says it
 // in its last four bytes, the others have to be read.
@@ -53,7 +68,11 @@ func (d *Directory) decode(f file, limit int64) (n int64, damage, err error) {
 	if err != nil {
 		return 0, nil, failure("stat file", d.full(f.name), err)
 	}
-	n, damage = decodable(f.compression, io.NewSectionReader(in, 0, length), limit+1)
+	from := &fileReader{ReaderAt: in}
+	n, damage = decodable(f.compression, io.NewSectionReader(from, 0, length), limit+1)
+	if from.err != nil {
+		return 0, nil, failure("read file", d.full(f.name), from.err)
+	}
 	return n, damage, nil
 }
 
@@ -62,7 +81,10 @@ func decodable(compression Compression, in io.Reader, limit int64) (n int64, dam
 	return io.Copy(io.Discard, io.LimitReader(decoder(compression, in), limit))
 }
 
-// decoder reads what a file holds.
+// maxWindow is what a frame of Zstandard may make its reader keep: as much as the zstd program allows (ZSTD_WINDOWLOG_LIMIT_DEFAULT).
+const maxWindow = 128 << 20
+
+// decoder reads what a file holds. It starts no goroutine.
 func decoder(compression Compression, in io.Reader) io.Reader {
 	switch compression {
 	case Gzip:
@@ -73,6 +95,12 @@ func decoder(compression Compression, in io.Reader) io.Reader {
 		return z
 	case LZ4:
 		return lz4.NewReader(in)
+	case Zstd:
+		z, err := zstd.NewReader(in, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxWindow))
+		if err != nil {
+			return bytes.NewReader(nil)
+		}
+		return z
 	}
 	return in
 }

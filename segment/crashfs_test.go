@@ -60,6 +60,7 @@ const (
 	opWrite    kind = "write"
 	opSync     kind = "fsync"
 	opLink     kind = "link"
+	opReplace  kind = "replace"
 	opRename   kind = "rename"
 	opRemove   kind = "remove"
 	opSyncDir  kind = "fsync the directory"
@@ -70,7 +71,7 @@ const (
 // changes tells whether an operation of this kind changes anything that a power cut would show.
 func (k kind) changes() bool {
 	switch k {
-	case opCreate, opAllocate, opWrite, opSync, opLink, opRename, opRemove, opSyncDir:
+	case opCreate, opAllocate, opWrite, opSync, opLink, opReplace, opRename, opRemove, opSyncDir:
 		return true
 	}
 	return false
@@ -242,7 +243,7 @@ func (d *disk) do(k kind, name string) error {
 // start locks the disk for an operation, and does it up to the point where it could fail.
 func (d *disk) start(k kind, name string) error {
 	switch k {
-	case opSync, opLink, opRename, opRemove, opSyncDir, opClose:
+	case opSync, opLink, opReplace, opRename, opRemove, opSyncDir, opClose:
 		if d.slow {
 			time.Sleep(time.Second)
 		}
@@ -358,6 +359,21 @@ func (dir *diskDir) Link(file File, name string) error {
 		return fs.ErrExist
 	}
 	f.name = name
+	d.change(change{to: name, file: f.f})
+	return nil
+}
+
+// Replace is a link, an fsync and a rename.
+func (dir *diskDir) Replace(file File, name string) error {
+	d, f := dir.d, file.(*diskFile)
+	err := d.start(opReplace, name)
+	defer d.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	f.name = name
+	f.f.store()
+	f.f.settled = true
 	d.change(change{to: name, file: f.f})
 	return nil
 }
@@ -492,15 +508,21 @@ func (f *diskFile) Sync() error {
 	err := f.start(opSync)
 	defer f.d.mu.Unlock()
 	if err == nil {
-		for _, w := range f.f.dirty {
-			f.f.safe = w.apply(f.f.safe)
-		}
+		f.f.store()
 		for _, named := range f.d.cache {
 			f.f.settled = f.f.settled || named == f.f
 		}
 	}
 	f.f.dirty = nil
 	return err
+}
+
+// store makes durable what was written.
+func (f *inode) store() {
+	for _, w := range f.dirty {
+		f.safe = w.apply(f.safe)
+	}
+	f.dirty = nil
 }
 
 func (f *diskFile) Close() error {

@@ -16,9 +16,10 @@ import (
 
 // Directory is a directory of WAL segments, opened and locked by [Open] until Close.
 type Directory struct {
-	path string
-	dir  Dir
-	mode fs.FileMode
+	path     string
+	dir      Dir
+	mode     fs.FileMode
+	suffixes []string
 }
 
 // Open opens a directory for one receiver. It must exist; a second Open of it, by whatever process, is ErrLocked.
@@ -60,6 +61,10 @@ func (d *Directory) Close() error {
 
 // SetMode sets the permission bits of the files to come: 0600 at first. The umask does not apply to them.
 func (d *Directory) SetMode(mode fs.FileMode) { d.mode = mode }
+
+// SetSuffixes says what other programs may have added to the name of a complete segment, such as ".enc", besides the suffixes that are
+// known anyway. Each begins with a dot. Such a file counts as complete, whatever is in it.
+func (d *Directory) SetSuffixes(suffixes []string) { d.suffixes = slices.Clone(suffixes) }
 
 // FileMode is the mode of WAL files beside a data directory of the given mode: 0640 where the group may read it,
 // else 0600 (SetDataDirectoryCreatePerm in common/file_perm.c).
@@ -159,7 +164,7 @@ func (d *Directory) files() ([]file, error) {
 	}
 	var files []file
 	for _, name := range names {
-		if f, ok := parseFile(name); ok {
+		if f, ok := parseFile(name, d.suffixes...); ok {
 			files = append(files, f)
 		}
 	}
@@ -303,7 +308,7 @@ func (d *Directory) Settle(now time.Time) error {
 		return failure("read directory", d.path, err)
 	}
 	for _, name := range names {
-		_, isSegment := parseFile(name)
+		_, isSegment := parseFile(name, d.suffixes...)
 		_, isHistory := parseHistoryName(name)
 		if !isSegment && !isHistory {
 			continue

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/klauspost/compress/zstd"
 	"github.com/pierrec/lz4/v4"
 )
 
@@ -47,6 +48,14 @@ func makeFiles(t *testing.T, path string, files map[string]made) {
 			t.Fatal(err)
 		}
 	}
+}
+
+func wholeZstd(data []byte) []byte {
+	z, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1))
+	if err != nil {
+		panic(err)
+	}
+	return z.EncodeAll(data, nil)
 }
 
 func wholeLZ4(data []byte) []byte {
@@ -469,22 +478,22 @@ func TestDecodable(t *testing.T) {
 			"padded with zeros":     count(append(slices.Clone(flushed[c]), make([]byte, 5000)...), mib),
 		} {
 			if got < int64(len(data)) {
-				t.Errorf("%q %s: %d bytes, want %d", c.suffix(), text, got, len(data))
+				t.Errorf("%q %s: %d bytes, want %d", c.Suffix(), text, got, len(data))
 			}
 		}
 		if got := count(whole[c], 1000); got != 1000 {
-			t.Errorf("%q: %d bytes, but the limit is 1000", c.suffix(), got)
+			t.Errorf("%q: %d bytes, but the limit is 1000", c.Suffix(), got)
 		}
 		for _, b := range [][]byte{nil, {0}, []byte("garbage garbage garbage"), whole[c][:5]} {
 			if got := count(b, mib); got != 0 {
-				t.Errorf("%q: %d bytes in %q", c.suffix(), got, b)
+				t.Errorf("%q: %d bytes in %q", c.Suffix(), got, b)
 			}
 		}
 		previous := int64(0)
 		for cut := 0; cut < len(whole[c]); cut += 1 + len(whole[c])/50 {
 			got := count(whole[c][:cut], mib)
 			if got < previous || got > int64(len(data)) {
-				t.Errorf("%q: %d bytes of the first %d, %d of fewer", c.suffix(), got, cut, previous)
+				t.Errorf("%q: %d bytes of the first %d, %d of fewer", c.Suffix(), got, cut, previous)
 			}
 			previous = got
 		}

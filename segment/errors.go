@@ -17,6 +17,7 @@ var (
 	ErrIO          = errors.New("I/O error")
 	ErrGap         = errors.New("gap in the WAL")
 	ErrForeign     = errors.New("WAL of another cluster")
+	ErrNoFile      = errors.New("no such file of the WAL")
 	ErrInternal    = errors.New("internal error")
 )
 

@@ -33,6 +33,9 @@ type Dir interface {
 	Create(mode fs.FileMode) (File, error)
 	// Link gives a file made by Create its name. An existing file of that name is an error (fs.ErrExist).
 	Link(f File, name string) error
+	// Replace gives a file made by Create a name that another file has, which loses it. The change is atomic, and what it made
+	// visible is durable before.
+	Replace(f File, name string) error
 	// Rename replaces an existing file of the new name.
 	Rename(from, to string) error
 	Remove(name string) error

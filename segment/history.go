@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -83,4 +84,14 @@ func (h History) Child(timeline Timeline) Timeline {
 		}
 	}
 	return 0
+}
+
+// Ancestry is the history of a timeline in it; of one that is not in it, nothing but itself.
+func (h History) Ancestry(timeline Timeline) History {
+	for i, e := range h {
+		if e.Timeline == timeline {
+			return append(slices.Clone(h[:i]), HistoryEntry{Timeline: timeline})
+		}
+	}
+	return History{{Timeline: timeline}}
 }

@@ -35,8 +35,16 @@ type limitedFS struct {
 	devices map[uint64]turns
 }
 
+// openPatience is how long a directory waits to be opened while others are: on a device that does not answer they may be opened for
+// ever, and nobody knows yet which device that is.
+const openPatience = time.Second
+
 func (l *limitedFS) OpenDir(path string) (Dir, error) {
-	defer l.opens.take().end()
+	select {
+	case l.opens.calls <- struct{}{}:
+		defer func() { <-l.opens.calls }()
+	case <-time.After(openPatience):
+	}
 	d, err := l.fsys.OpenDir(path)
 	if err != nil {
 		return nil, err
@@ -94,6 +102,11 @@ func (l *limitedDir) file(f File, err error) (File, error) {
 func (l *limitedDir) Link(f File, name string) error {
 	defer l.take().end()
 	return l.dir.Link(f.(*limitedFile).file, name)
+}
+
+func (l *limitedDir) Replace(f File, name string) error {
+	defer l.sync().end()
+	return l.dir.Replace(f.(*limitedFile).file, name)
 }
 
 func (l *limitedDir) Rename(from, to string) error {

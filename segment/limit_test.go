@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
+	"time"
 )
 
 // A stuckFS has directories whose calls don't return before release is closed. A directory's device is in its path.
@@ -27,6 +28,9 @@ type stuckFile struct {
 }
 
 func (s *stuckFS) OpenDir(path string) (Dir, error) {
+	if path == "stuck" {
+		return nil, s.wait(&s.calls)
+	}
 	d := &stuckDir{stuckFS: s}
 	_, err := fmt.Sscanf(path, "%d", &d.device)
 	return d, err
@@ -82,6 +86,33 @@ func TestLimit(t *testing.T) {
 		is(4, 3)
 		close(stuck.release)
 		is(0, 0)
+	})
+}
+
+// Directories that cannot be opened, since their disk does not answer, don't keep others from being opened for long.
+func TestLimitOfOpens(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		stuck := &stuckFS{release: make(chan struct{})}
+		limited := Limit(stuck, 3)
+		for range 5 {
+			go limited.OpenDir("stuck")
+		}
+		synctest.Wait()
+		if n := stuck.calls.Load(); n != 3 {
+			t.Errorf("%d are being opened", n)
+		}
+		for range 2 {
+			begin := time.Now()
+			if _, err := limited.OpenDir("1"); err != nil || time.Since(begin) != openPatience {
+				t.Errorf("opened after %s, %v", time.Since(begin), err)
+			}
+		}
+		close(stuck.release)
+		synctest.Wait()
+		begin := time.Now()
+		if _, err := limited.OpenDir("1"); err != nil || time.Since(begin) != 0 {
+			t.Errorf("opened after %s, %v", time.Since(begin), err)
+		}
 	})
 }
 

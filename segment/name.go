@@ -62,24 +62,32 @@ const partialSuffix = ".partial"
 // Compression is how a segment's file is compressed.
 type Compression int
 
-// The ways that pg_receivewal compresses segments, and Unknown: what other programs make of complete ones.
+// The ways that segments are written, and Unknown: what other programs make of complete ones. pg_receivewal has all
+// of them but Zstd.
 const (
 	Plain Compression = iota
 	Gzip
 	LZ4
+	Zstd
 	Unknown
 )
+
+func (c Compression) String() string {
+	return [...]string{"none", "gzip", "lz4", "zstd", "unknown"}[c]
+}
 
 // otherSuffixes are of programs that compress or encrypt complete segments; several may follow each other (.zst.aes).
 var otherSuffixes = []string{".gz", ".lz4", ".zst", ".zstd", ".bz2", ".xz", ".aes", ".gpg", ".enc", ".age"}
 
-// suffix is what a compression adds to the file name.
-func (c Compression) suffix() string {
+// Suffix is what a compression adds to the file name.
+func (c Compression) Suffix() string {
 	switch c {
 	case Gzip:
 		return ".gz"
 	case LZ4:
 		return ".lz4"
+	case Zstd:
+		return ".zst"
 	}
 	return ""
 }
@@ -92,8 +100,9 @@ type file struct {
 	partial     bool
 }
 
-// parseFile takes the file name of a segment apart; false for every other file.
-func parseFile(name string) (file, bool) {
+// parseFile takes the file name of a segment apart; false for every other file. suffixes are some that a complete segment may have
+// besides otherSuffixes.
+func parseFile(name string, suffixes ...string) (file, bool) {
 	if len(name) < 24 || strings.Trim(name[:24], "0123456789ABCDEF") != "" {
 		return file{}, false
 	}
@@ -102,26 +111,39 @@ func parseFile(name string) (file, bool) {
 	f.partial = partial
 	switch suffix {
 	case "":
-	case Gzip.suffix():
+	case Gzip.Suffix():
 		f.compression = Gzip
-	case LZ4.suffix():
+	case LZ4.Suffix():
 		f.compression = LZ4
+	case Zstd.Suffix():
+		f.compression = Zstd
 	default:
 		f.compression = Unknown
-		return f, !partial && isOther(suffix)
+		return f, !partial && isOther(suffix, suffixes)
 	}
 	return f, true
 }
 
-// isOther tells whether a suffix is made of otherSuffixes.
-func isOther(suffix string) bool {
+// CheckSuffixes refuses what [Directory.SetSuffixes] doesn't take.
+func CheckSuffixes(suffixes []string) error {
+	for _, s := range suffixes {
+		if len(s) < 2 || s[0] != '.' || strings.ContainsAny(s, "/\x00") || strings.HasSuffix(s, partialSuffix) {
+			return fmt.Errorf("%q is not a suffix of a complete segment", s)
+		}
+	}
+	return nil
+}
+
+// isOther tells whether a suffix is made of otherSuffixes and some more.
+func isOther(suffix string, more []string) bool {
 	if suffix == "" {
 		return true
 	}
-	return slices.ContainsFunc(otherSuffixes, func(s string) bool {
+	known := func(s string) bool {
 		rest, found := strings.CutPrefix(suffix, s)
-		return found && (rest == "" || rest[0] == '.') && isOther(rest)
-	})
+		return found && s != "" && (rest == "" || rest[0] == '.') && isOther(rest, more)
+	}
+	return slices.ContainsFunc(otherSuffixes, known) || slices.ContainsFunc(more, known)
 }
 
 // HistoryName is the name of a timeline's history file (TLHistoryFileName in access/xlog_internal.h).

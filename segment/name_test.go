@@ -75,7 +75,9 @@ func TestParseFile(t *testing.T) {
 		base + ".gz.partial":  {base: base, compression: Gzip, partial: true},
 		base + ".lz4":         {base: base, compression: LZ4},
 		base + ".lz4.partial": {base: base, compression: LZ4, partial: true},
-		base + ".zst":         {base: base, compression: Unknown},
+		base + ".zst":         {base: base, compression: Zstd},
+		base + ".zst.partial": {base: base, compression: Zstd, partial: true},
+		base + ".zstd":        {base: base, compression: Unknown},
 		base + ".bz2":         {base: base, compression: Unknown},
 		base + ".aes":         {base: base, compression: Unknown},
 		base + ".zst.aes":     {base: base, compression: Unknown},
@@ -85,17 +87,36 @@ func TestParseFile(t *testing.T) {
 		if got, ok := parseFile(name); !ok || got != want {
 			t.Errorf("parseFile(%q) = %+v, %v", name, got, ok)
 		}
-		if got := want.base + want.compression.suffix(); got != base+want.compression.suffix() {
+		if got := want.base + want.compression.Suffix(); got != base+want.compression.Suffix() {
 			t.Errorf("suffix of %q is %q", name, got)
 		}
 	}
-	for _, name := range []string{"", ".partial", ".gz", "00000001.history", base + ".history", base + ".00000028.backup", base + ".zst.partial",
+	for _, name := range []string{"", ".partial", ".gz", "00000001.history", base + ".history", base + ".00000028.backup", base + ".zstd.partial",
 		base + ".zst.tmp", base + ".aesx", base + ".gz.tmp", base + ".partial.gz", base + ".partial.partial", base + ".GZ",
 		base + ".Partial", base + ".", base + ".tmp", base + "0", base[1:], "00000001000000000000000a", "archive_status", "." + base,
 		base + "\n", "backup_label"} {
 		if got, ok := parseFile(name); ok {
 			t.Errorf("parseFile(%q) = %+v, want it ignored", name, got)
 		}
+	}
+}
+
+// Suffixes that were told make a complete segment, alone or with known ones, and nothing else of a file.
+func TestParseFileSuffixes(t *testing.T) {
+	const base = "00000001000000000000000A"
+	told := []string{".crypt", ".a.b", ""}
+	for name, want := range map[string]Compression{".crypt": Unknown, ".gz.crypt": Unknown, ".a.b": Unknown, ".crypt.a.b.aes": Unknown, ".gz": Gzip, "": Plain} {
+		if f, ok := parseFile(base+name, told...); !ok || f.compression != want || f.partial {
+			t.Errorf("%q is %+v, %v", name, f, ok)
+		}
+	}
+	for _, name := range []string{".crypt.partial", ".partial.crypt", ".cryptx", ".a", ".b", ".", ".crypt."} {
+		if f, ok := parseFile(base+name, told...); ok {
+			t.Errorf("%q is %+v, want it ignored", name, f)
+		}
+	}
+	if _, ok := parseFile("00000002.history.crypt", told...); ok {
+		t.Error("a history file is a segment")
 	}
 }
 

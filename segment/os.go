@@ -212,6 +212,30 @@ func (d *osDir) renameToFree(from, to string) error {
 	return err
 }
 
+// Replace gives the file a hidden name first: there is no system call that links a file over another.
+func (d *osDir) Replace(file File, name string) error {
+	f := file.(*osFile)
+	if f.hidden == "" {
+		if err := unix.Mkdirat(d.fd(), hiddenFolder, 0o700); err != nil && !errors.Is(err, unix.EEXIST) {
+			return err
+		}
+		hidden := hiddenFolder + "/" + name
+		if err := d.Link(f, hidden); err != nil {
+			return err
+		}
+		f.hidden = hidden
+	}
+	// Under a name: without one an fsync need not last (see Writer.show), and here the old file is gone with the rename.
+	if err := f.Sync(); err != nil {
+		return err
+	}
+	if err := d.Rename(f.hidden, name); err != nil {
+		return err
+	}
+	f.hidden = ""
+	return nil
+}
+
 func (d *osDir) Rename(from, to string) error {
 	return retry(func() error { return unix.Renameat(d.fd(), from, d.fd(), to) })
 }
@@ -270,6 +294,8 @@ func (d *osDir) Close() error {
 	var err error
 	if d.locked {
 		err = errors.Join(d.emptyHiddenFolder(), unix.Flock(d.fd(), unix.LOCK_UN))
+	} else if d.next > 0 {
+		unix.Unlinkat(d.fd(), hiddenFolder, unix.AT_REMOVEDIR) // unless somebody else uses it
 	}
 	d.holder.Release(int(d.f.Fd()))
 	return errors.Join(err, d.f.Close())

@@ -56,12 +56,13 @@ func (d *Directory) firstPage(f file) (pageHeader, error) {
 	if err != nil {
 		return h, failure("stat file", d.full(f.name), err)
 	}
-	_, err = io.ReadFull(decoder(f.compression, io.NewSectionReader(in, 0, length)), h[:])
+	from := &fileReader{ReaderAt: in}
+	_, err = io.ReadFull(decoder(f.compression, io.NewSectionReader(from, 0, length)), h[:])
 	switch {
+	case from.err != nil:
+		return h, failure("read file", d.full(f.name), from.err)
 	case err == nil:
 		return h, nil
-	case f.compression == Plain && err != io.EOF && err != io.ErrUnexpectedEOF:
-		return h, failure("read file", d.full(f.name), err)
 	}
 	return pageHeader{}, nil
 }

@@ -151,6 +151,33 @@ func TestPagesAreNotCheckedUnlessAsked(t *testing.T) {
 	}
 }
 
+// Within a segment, appending makes no garbage, however small the message is.
+func TestAppendMakesNoGarbage(t *testing.T) {
+	data := pagedSegment(5, 8192)
+	for _, check := range []bool{false, true} {
+		for _, size := range []int{100, 8192} {
+			d, w := pageWriter(t, t.TempDir(), check, true)
+			const first = 128 << 10 // the segment is open then
+			if _, err := w.Append(5*LSN(MinSize), data[:first]); err != nil {
+				t.Fatal(err)
+			}
+			at := first
+			append := func() {
+				if _, err := w.Append(5*LSN(MinSize)+LSN(at), data[at:at+size]); err != nil {
+					t.Fatal(err)
+				}
+				at += size
+			}
+			if got := testing.AllocsPerRun(50, append); got != 0 {
+				t.Errorf("%v allocations for a message of %d bytes, pages checked: %v", got, size, check)
+			}
+			if err := errors.Join(w.Close(), d.Close()); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+}
+
 // BenchmarkAppend is the cost of CheckPages: messages as a WAL sender makes them, 16 pages each, into a segment's file that is
 // filled again and again, without waiting for the disk.
 func BenchmarkAppend(b *testing.B) {
@@ -163,6 +190,7 @@ func BenchmarkAppend(b *testing.B) {
 				b.Fatal(err)
 			}
 			b.SetBytes(int64(MinSize) - message)
+			b.ReportAllocs()
 			for b.Loop() {
 				w.written.Store(5*uint64(MinSize) + message) // the segment again, but for its end, which would complete it
 				for at := message; at < len(data); at += message {

@@ -13,7 +13,7 @@ import (
 //
 //	fdatasync the file
 //	-> if it has no name: name it .partial, fdatasync it under that name, fsync the directory
-//	-> if compressed files are replaced by it: remove them, fsync the directory
+//	-> if old files are replaced by it: remove them, fsync the directory
 //	-> if it is complete: rename .partial away, fsync the directory, close
 //	-> move the flushed LSN, tell the caller
 //
@@ -29,6 +29,9 @@ func (w *Writer) syncer() {
 			return
 		}
 		w.finish(s, end, w.forward(s, end))
+		if w.o.Notify != nil {
+			w.o.Notify()
+		}
 	}
 }
 
@@ -39,33 +42,53 @@ func (w *Writer) nextWork() (*openSegment, LSN, bool) {
 	defer w.mu.Unlock()
 	for {
 		switch {
+		case w.busy: // by Sync
 		case w.err == nil && w.due():
 			w.begun = time.Now()
 			s := w.pending[0]
-			return s, min(w.Written(), s.id.End(w.o.Size)), true
-		case w.closing:
+			w.busy = true
+			return s, w.readable(s), true
+		case w.closing && (w.pack == nil || w.pack.running == 0):
 			return nil, 0, false
 		}
 		w.work.Wait()
 	}
 }
 
+// readable is, with mu held, the end of what can be read from a segment's file.
+func (w *Writer) readable(s *openSegment) LSN {
+	if s.pack != nil {
+		return s.pack.stored
+	}
+	return min(w.Written(), s.id.End(w.o.Size))
+}
+
 // due tells, with mu held, whether there is anything to do: a segment is complete, or may become visible, or a flush was
-// asked for.
+// asked for. What fills a hole is not flushed before it is complete: until then it has no name, and does not last.
 func (w *Writer) due() bool {
 	if len(w.pending) == 0 {
 		return false
 	}
-	s, written := w.pending[0], w.Written()
-	return written >= s.id.End(w.o.Size) || w.mayShow(s, written) ||
-		w.wanted > w.flushed && w.checked(written) > w.flushed
+	s := w.pending[0]
+	have := w.readable(s)
+	return have >= s.id.End(w.o.Size) || s.overdue && w.mayShow(s, have) ||
+		!w.o.Whole && w.wanted > w.flushed && w.durable(s, have) > w.flushed
 }
 
-// mayShow tells whether a segment may get its .partial name: once its first page has been checked, and it holds as
+// mayShow tells, with mu held, whether a segment may get its .partial name: once its first page has been checked, and it holds as
 // much as what it replaces.
-func (w *Writer) mayShow(s *openSegment, written LSN) bool {
-	return !s.visible && written >= s.id.LSN(w.o.Size)+pageHeaderSize && written >= s.hold &&
-		(!w.o.Whole || written >= s.id.End(w.o.Size))
+func (w *Writer) mayShow(s *openSegment, have LSN) bool {
+	return !s.visible && have >= s.id.LSN(w.o.Size)+pageHeaderSize && !s.holding && have >= s.held &&
+		(!w.o.Whole || have >= s.id.End(w.o.Size))
+}
+
+// durable is, with mu held, how far a flush goes once the segment's file is synced up to end: not into a header that has not been
+// checked, and where the file has no name, only as far as those hold the same that it will replace.
+func (w *Writer) durable(s *openSegment, end LSN) LSN {
+	if !s.visible && !w.mayShow(s, end) {
+		end = min(end, max(s.held, s.id.LSN(w.o.Size)))
+	}
+	return w.checked(end)
 }
 
 // checked is how far a flush may go: not into a segment whose first page has not been checked.
@@ -87,12 +110,15 @@ func (w *Writer) forward(s *openSegment, end LSN) (err error) {
 	if err := w.sync(s); err != nil {
 		return err
 	}
-	if w.mayShow(s, end) {
+	w.mu.Lock()
+	show, replaces := w.mayShow(s, end), s.visible && !s.holding && end >= s.held
+	w.mu.Unlock()
+	if show {
 		if err := w.show(s, complete); err != nil {
 			return err
 		}
 	}
-	if len(s.replaces) > 0 && end >= s.hold {
+	if (show || replaces) && !s.retired {
 		if err := w.retire(s); err != nil {
 			return err
 		}
@@ -126,14 +152,14 @@ func (w *Writer) syncDirectory() error {
 // show gives the file its .partial name.
 func (w *Writer) show(s *openSegment, complete bool) error {
 	partial := w.partialName(s.id)
-	if err := w.d.dir.Link(s.file, partial); err != nil {
+	if err := w.link(s, partial); err != nil {
 		return failure("link file", w.d.full(partial), err)
 	}
 	// An fsync without a name need not last: btrfs logs nothing for such a file (btrfs_log_inode_parent in tree-log.c).
 	if err := w.sync(s); err != nil {
 		return err
 	}
-	if !complete || len(s.replaces) > 0 {
+	if !complete || len(s.olds) > 0 {
 		if err := w.syncDirectory(); err != nil {
 			return err
 		}
@@ -147,21 +173,42 @@ func (w *Writer) show(s *openSegment, complete bool) error {
 	return nil
 }
 
-// retire removes what the segment replaces, now that its own name, and as much data, are durable.
-func (w *Writer) retire(s *openSegment) error {
-	for _, name := range s.replaces {
-		if err := w.d.dir.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return failure("remove file", w.d.full(name), err)
+// link gives the file a name, which one of those may have that it replaces.
+func (w *Writer) link(s *openSegment, name string) error {
+	for _, o := range s.olds {
+		if o.name == name {
+			return w.d.dir.Replace(s.file, name)
 		}
 	}
-	s.replaces = nil
+	return w.d.dir.Link(s.file, name)
+}
+
+// retire removes what the segment replaces, now that its own name, and as much data, are durable.
+func (w *Writer) retire(s *openSegment) error {
+	s.retired = true
+	if err := w.closeOlds(s); err != nil {
+		return err
+	}
+	removed := false
+	for _, o := range s.olds {
+		if o.name == w.partialName(s.id) {
+			continue // it is this one's name
+		}
+		removed = true
+		if err := w.d.dir.Remove(o.name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return failure("remove file", w.d.full(o.name), err)
+		}
+	}
+	if !removed {
+		return nil
+	}
 	return w.syncDirectory()
 }
 
 // complete gives the segment its final name. A file that has it was passed over at the start, because it could not be a
 // segment: it is replaced.
 func (w *Writer) complete(s *openSegment) error {
-	partial, final := w.partialName(s.id), s.id.Name(w.o.Size)
+	partial, final := w.partialName(s.id), w.name(s.id)
 	if err := w.d.dir.Rename(partial, final); err != nil {
 		return failure("rename file", w.d.full(partial), err)
 	}
@@ -180,22 +227,29 @@ func (w *Writer) complete(s *openSegment) error {
 func (w *Writer) finish(s *openSegment, end LSN, err error) {
 	took := time.Since(w.begun)
 	w.mu.Lock()
+	w.busy = false
 	if err != nil {
 		w.err = err
 	} else {
-		w.flushed = w.checked(end)
+		w.flushed = max(w.flushed, w.durable(s, end))
+		if s.pack != nil {
+			s.pack.synced = end
+		}
 		if !w.o.NoSync {
 			w.took, w.slowest = max(took, 1), max(took, w.slowest, 1)
 		}
 		if end == s.id.End(w.o.Size) {
 			w.pending = w.pending[1:]
-			w.events = append(w.events, Event{s.id, s.id.Name(w.o.Size), true})
+			w.events = append(w.events, Event{s.id, w.name(s.id), true})
+		}
+		if w.due() {
+			w.work.Signal() // the syncer, if it had to leave this to Sync
 		}
 	}
-	w.mu.Unlock()
-	if w.o.Notify != nil {
-		w.o.Notify()
+	if w.pack != nil {
+		w.pack.work.Broadcast()
 	}
+	w.mu.Unlock()
 }
 
 // closeFiles closes what is still open: a segment that is not complete, or after a failure all that remain. A file without
@@ -206,13 +260,9 @@ func (w *Writer) closeFiles() {
 	w.pending = nil
 	w.mu.Unlock()
 	for _, s := range left {
-		if s.file == nil {
-			continue
+		if closeErr := w.closeSegment(s); closeErr != nil && err == nil {
+			err = closeErr
 		}
-		if closeErr := s.file.Close(); closeErr != nil && err == nil {
-			err = failure("close file", w.d.full(w.partialName(s.id)), closeErr)
-		}
-		s.file = nil
 	}
 	w.mu.Lock()
 	w.err = err

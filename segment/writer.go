@@ -21,22 +21,32 @@ type WriterOptions struct {
 	History          History // of Timeline; the first page of each segment is held against it
 	Whole            bool    // fill a hole: no new file is visible before its segment is complete
 	CheckPages       bool    // hold the header of each page against its address, not only the first's of a segment
+	Synchronous      bool    // it will be flushed often: see Live
 	NoSync           bool    // never wait for the disk: then "flushed" only means written
-	Notify           func()  // called when Flushed, Events or Err have something new, by the syncer or in Append; must not block
+	Notify           func()  // called when Flushed, Events, Err or Stalled have something new; by any goroutine, also in Append; must not block
+
+	// How the segments are stored. Level 0 is the method's default. As many segments as there are workers are compressed at a
+	// time, 0: 1. One worker has up to 4 MiB of data waiting, more of them a segment each, but 256 MiB at most.
+	Compression        Compression
+	CompressionLevel   int
+	CompressionWorkers int
 }
 
 // Writer writes one timeline's WAL into segments.
 //
 // Append, Close and the rest of its methods are called by one goroutine. The syncer, a goroutine of the
 // Writer's own, makes durable what was appended, so that a slow disk does not hold up the caller; only Flushed, Err
-// and Events carry its results back.
+// and Events carry its results back. With compression, others of its own compress (see packers), and Stalled, too, tells of them.
 type Writer struct {
 	d *Directory
 	o WriterOptions
 
 	current *openSegment // the one being filled; nil before the first byte of a segment
 	written atomic.Uint64
+	stored  atomic.Uint64
 	pages   pageChecker
+	live    bool   // see Live
+	spare   *spare // nil unless Synchronous
 
 	mu      sync.Mutex
 	work    sync.Cond      // the syncer waits here, with mu
@@ -44,11 +54,13 @@ type Writer struct {
 	wanted  LSN            // flush at least up to here
 	flushed LSN
 	events  []Event
-	begun   time.Time     // when the syncer took up what it does
+	begun   time.Time     // when what is done now was taken up
 	took    time.Duration // that the last flush took
 	slowest time.Duration // of all flushes
 	err     error         // sticky: nothing is durable after a failure
+	busy    bool          // a segment is being taken forward
 	closing bool
+	pack    *packers      // nil without compression; what it points to, with mu
 	ended   chan struct{} // the syncer is done
 }
 
@@ -65,12 +77,17 @@ type openSegment struct {
 	id      ID
 	file    File
 	visible bool       // as .partial; before that the file has no name, and is gone after a crash. With Writer.mu
+	overdue bool       // it has been without a name for long enough. With Writer.mu
 	header  pageHeader // its beginning, as received; it goes to the file once it is whole and checked
 
-	// Other partial files of the same segment (compressed ones), which this one replaces once it holds as much as
-	// they do, up to hold. Until then they stay, and it gets no name: what was once flushed must not disappear.
-	replaces []string
-	hold     LSN
+	pack *packing // nil without compression
+
+	// Other partial files of the same segment, which this one replaces once it holds as much as they do. Until then they stay, and it
+	// gets no name: what was once flushed must not disappear.
+	olds    []*old
+	held    LSN  // up to here they hold what was received; with Writer.mu
+	holding bool // one of them may hold more; with Writer.mu
+	retired bool // they are gone; the syncer's
 }
 
 // NewWriter begins to write at o.Start, which is the first byte of a segment. An existing .partial of that
@@ -82,14 +99,30 @@ func (d *Directory) NewWriter(o WriterOptions) *Writer {
 	if o.Size.Offset(o.Start) != 0 {
 		w.err = fmt.Errorf("%w: %s is not the first byte of a segment", ErrInternal, o.Start)
 	}
+	if o.Synchronous && !o.NoSync && o.Compression == Plain {
+		w.spare = newSpare(d, o.Size)
+	}
+	if o.Compression != Plain {
+		w.pack = w.newPackers()
+		if err := o.Compression.CheckLevel(o.CompressionLevel); err != nil && w.err == nil {
+			w.err = fmt.Errorf("%w: %w", ErrInternal, err)
+		}
+	}
 	w.written.Store(uint64(o.Start))
 	go w.syncer()
 	return w
 }
 
-// Written is the end of what has been written to files, but for a segment's first 40 bytes, which wait until they can
-// be checked. Any goroutine.
+// Live tells whether the next data is about as new as the server's: then a Synchronous writer fills files with zeros before WAL
+// is written to them, so that flushes are quick. While catching up, that would only be twice the work.
+func (w *Writer) Live(live bool) { w.live = live }
+
+// Written is the end of what has been written to files, or waits to be compressed, but for a segment's first 40 bytes, which wait until
+// they can be checked. Any goroutine.
 func (w *Writer) Written() LSN { return LSN(w.written.Load()) }
+
+// Stored is how many bytes have been written to files. Any goroutine.
+func (w *Writer) Stored() uint64 { return w.stored.Load() }
 
 // Flushed is the end of what is durable: it survives a power cut. Any goroutine.
 func (w *Writer) Flushed() LSN {
@@ -110,6 +143,9 @@ func (w *Writer) FlushTime() (last, slowest time.Duration) {
 func (w *Writer) Err() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if w.err == nil && w.pack != nil {
+		return w.pack.err
+	}
 	return w.err
 }
 
@@ -122,14 +158,24 @@ func (w *Writer) Events() []Event {
 	return events
 }
 
+// Busy tells whether the syncer has something to do. Any goroutine.
+func (w *Writer) Busy() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.err == nil && w.due()
+}
+
 // aheadBytes bounds the data in complete segments that wait for the disk.
 const aheadBytes = 64 << 20
 
-// Ready tells whether the disk keeps up: while it is false the caller should not Append, but wait for Notify.
+// Ready tells whether the disk, and the compression, keep up: while it is false the caller should not Append, but wait for Notify.
 func (w *Writer) Ready() bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return len(w.pending) <= max(2, aheadBytes/int(w.o.Size))
+	if w.pack == nil {
+		return len(w.pending) <= max(2, aheadBytes/int(w.o.Size))
+	}
+	return !w.pack.full && w.pack.stalled == 0 && len(w.pending) <= max(2, aheadBytes/int(w.o.Size), w.workers()+1)
 }
 
 // Append writes data that begins at lsn, but nothing beyond the end of the segment that holds lsn. It returns how
@@ -154,6 +200,9 @@ func (w *Writer) Append(lsn LSN, data []byte) (int, error) {
 	}
 	s, offset := w.current, w.o.Size.Offset(lsn)
 	data = data[:min(len(data), int(uint32(w.o.Size)-offset))]
+	if err := w.compare(s, data, offset); err != nil {
+		return 0, err
+	}
 	if err := w.write(s, data, offset); err != nil {
 		return 0, err
 	}
@@ -168,7 +217,15 @@ func (w *Writer) usable() error {
 	if w.err == nil && w.closing {
 		return fmt.Errorf("%w: data was appended to a closed writer", ErrInternal)
 	}
-	return w.err
+	switch {
+	case w.err != nil || w.pack == nil:
+		return w.err
+	case w.pack.err != nil:
+		return w.pack.err
+	case w.pack.stalled > 0:
+		return w.pack.noRoom
+	}
+	return nil
 }
 
 // write writes data into the segment. Its header is kept back until it is whole and has been checked: a stranger's
@@ -198,9 +255,14 @@ func (w *Writer) writeAt(s *openSegment, data []byte, offset uint32) error {
 	if len(data) == 0 {
 		return nil
 	}
+	if s.pack != nil {
+		w.enqueue(s, data)
+		return nil
+	}
 	if err := writeAt(s.file, data, int64(offset)); err != nil {
 		return failure("write to file", w.d.full(w.partialName(s.id)), err)
 	}
+	w.stored.Add(uint64(len(data)))
 	return nil
 }
 
@@ -219,8 +281,13 @@ func (w *Writer) begin(s *openSegment) {
 	w.mu.Lock()
 	w.current = s
 	w.pending = append(w.pending, s)
+	if s.pack != nil {
+		w.beginPacking()
+	}
 	if s.visible {
 		w.events = append(w.events, Event{s.id, w.partialName(s.id), false})
+	} else {
+		w.nameInTime(s)
 	}
 	w.mu.Unlock()
 	if s.visible && w.o.Notify != nil {
@@ -228,13 +295,37 @@ func (w *Writer) begin(s *openSegment) {
 	}
 }
 
+// nameAfter is how long a segment may do without a name: while catching up, most are complete before, and get their final one
+// with half the waiting for the disk. The first of a Writer gets its name at once: it tells where the receive began.
+const nameAfter = 100 * time.Millisecond
+
+// nameInTime sees to it, with mu held, that a segment without a name gets one in time.
+func (w *Writer) nameInTime(s *openSegment) {
+	if s.id.LSN(w.o.Size) == w.o.Start {
+		s.overdue = true
+		return
+	}
+	time.AfterFunc(nameAfter, func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		s.overdue = true
+		w.work.Signal()
+	})
+}
+
 // advance tells the syncer that the segment has been written up to end, if that gives it something to do.
 func (w *Writer) advance(s *openSegment, end LSN) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.written.Store(uint64(end))
+	s.hold(w.o.Size)
 	if end == s.id.End(w.o.Size) {
 		w.current = nil
+	} else if w.live && w.spare != nil {
+		w.spare.keepAhead(int64(w.o.Size.Offset(end)))
+	}
+	if w.pack != nil {
+		w.pack.work.Broadcast()
 	}
 	if w.due() {
 		w.work.Signal()
@@ -242,31 +333,79 @@ func (w *Writer) advance(s *openSegment, end LSN) {
 }
 
 // open opens the segment's existing .partial, or makes a new file for it, which has no name yet. Either way it then has
-// a segment's full size.
-func (w *Writer) open(id ID) (*openSegment, error) {
+// a segment's full size, unless it is compressed: such a file is always a new one.
+func (w *Writer) open(id ID) (s *openSegment, err error) {
 	name := w.partialName(id)
-	s := &openSegment{id: id}
-	f, err := w.d.dir.Open(name, true)
+	s = &openSegment{id: id}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, w.closeSegment(s))
+			s = nil
+		}
+	}()
+	err = fs.ErrNotExist
+	if w.pack == nil {
+		s.file, err = w.d.dir.Open(name, true)
+	}
 	switch {
 	case err == nil:
 		s.visible = true
 	case errors.Is(err, fs.ErrNotExist):
-		if f, err = w.d.dir.Create(w.d.mode); err != nil {
-			return nil, failure("create file", w.d.full(name), err)
+		if s.file, err = w.create(name); err != nil {
+			return s, err
 		}
 	default:
-		return nil, failure("open file", w.d.full(name), err)
+		return s, failure("open file", w.d.full(name), err)
 	}
-	s.file = f
-	if err := w.fit(s, name); err != nil {
-		return nil, errors.Join(err, f.Close())
-	}
-	if w.o.Whole || id == At(w.o.Timeline, w.o.Start, w.o.Size) {
-		if err := w.replace(s); err != nil {
-			return nil, errors.Join(err, f.Close())
+	if w.pack == nil {
+		if err := w.fit(s, name); err != nil {
+			return s, err
 		}
+	} else {
+		begin := id.LSN(w.o.Size)
+		s.pack = &packing{end: begin, stored: begin, synced: begin, encoded: begin}
+	}
+	if w.o.Whole || w.isFirst(id) {
+		return s, w.openOlds(s)
 	}
 	return s, nil
+}
+
+// create makes a new file for a segment. One that will be flushed often is full of zeros.
+func (w *Writer) create(name string) (File, error) {
+	if w.spare != nil && w.live {
+		if f := w.spare.take(); f != nil {
+			return f, nil
+		}
+	}
+	f, err := w.d.dir.Create(w.d.mode)
+	if err != nil {
+		return nil, failure("create file", w.d.full(name), err)
+	}
+	if w.spare != nil && w.live && w.o.Size <= maxZeroed {
+		if err := errors.Join(f.Allocate(int64(w.o.Size)), zero(f, 0, int64(w.o.Size))); err != nil {
+			return nil, errors.Join(failure("fill file", w.d.full(name), err), f.Close())
+		}
+	}
+	return f, nil
+}
+
+// maxZeroed is the largest segment that is filled with zeros while the stream waits for it, as the first one is.
+const maxZeroed = 64 << 20
+
+// isFirst tells whether a segment is the first one of the Writer. Only for that there can be partial files.
+func (w *Writer) isFirst(id ID) bool { return id == At(w.o.Timeline, w.o.Start, w.o.Size) }
+
+// closeSegment closes what is open of a segment.
+func (w *Writer) closeSegment(s *openSegment) error {
+	err := w.closeOlds(s)
+	if s.file != nil {
+		if closeErr := s.file.Close(); closeErr != nil && err == nil {
+			err = failure("close file", w.d.full(w.partialName(s.id)), closeErr)
+		}
+		s.file = nil
+	}
+	return err
 }
 
 // fit gives the file the size of a segment. One that is too short, because somebody else's disk was full or to set the
@@ -288,30 +427,9 @@ func (w *Writer) fit(s *openSegment, name string) error {
 	return nil
 }
 
-// replace finds the compressed partials that an earlier receive left of this segment.
-func (w *Writer) replace(s *openSegment) error {
-	files, err := w.d.files()
-	if err != nil {
-		return err
-	}
-	for _, f := range files {
-		if f.base != s.id.Name(w.o.Size) || !f.partial || f.compression == Plain {
-			continue
-		}
-		length, err := w.d.uncompressedSize(f, int64(w.o.Size))
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		s.replaces = append(s.replaces, f.name)
-		s.hold = max(s.hold, s.id.LSN(w.o.Size)+LSN(min(length, int64(w.o.Size))))
-	}
-	return nil
-}
+func (w *Writer) name(id ID) string { return id.Name(w.o.Size) + w.o.Compression.Suffix() }
 
-func (w *Writer) partialName(id ID) string { return id.Name(w.o.Size) + partialSuffix }
+func (w *Writer) partialName(id ID) string { return w.name(id) + partialSuffix }
 
 // Flush asks the syncer to make everything written so far durable, and returns at once.
 func (w *Writer) Flush() {
@@ -320,6 +438,9 @@ func (w *Writer) Flush() {
 	if w.Written() > w.wanted {
 		w.wanted = w.Written()
 		w.work.Signal()
+		if w.pack != nil {
+			w.pack.work.Broadcast()
+		}
 	}
 }
 
@@ -340,7 +461,42 @@ func (w *Writer) Close() error {
 	w.wanted = w.Written()
 	w.closing = true
 	w.work.Signal()
+	if w.pack != nil {
+		w.pack.work.Broadcast()
+	}
 	w.mu.Unlock()
 	<-w.ended
-	return w.Err()
+	err := w.Err()
+	if w.spare != nil {
+		err = errors.Join(err, w.spare.close())
+	}
+	return err
+}
+
+// Sync makes everything written so far durable, on the caller's goroutine, if that is all that there is to do; true then.
+// Else it is Flush. The caller waits for the disk, but nobody has to be woken up before and after.
+func (w *Writer) Sync() bool {
+	s, end := w.claim()
+	if s == nil {
+		w.Flush()
+		return false
+	}
+	w.finish(s, end, w.forward(s, end))
+	return true
+}
+
+// claim takes the current segment from the syncer, if its data is all that is to be flushed.
+func (w *Writer) claim() (*openSegment, LSN) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.busy || w.err != nil || w.closing || len(w.pending) != 1 || !w.pending[0].visible || w.pack != nil ||
+		len(w.pending[0].olds) > 0 && !w.pending[0].retired {
+		return nil, 0
+	}
+	s, end := w.pending[0], w.Written()
+	if w.checked(end) <= w.flushed || end == s.id.End(w.o.Size) {
+		return nil, 0
+	}
+	w.busy, w.begun = true, time.Now()
+	return s, end
 }

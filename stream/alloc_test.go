@@ -24,7 +24,7 @@ func TestNoGarbage(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			fd, server := pair(t)
-			client, err := DialFD(fd)
+			client, err := DialFD(fd, nil)
 			if err != nil {
 				t.Fatal(err)
 			}

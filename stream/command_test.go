@@ -683,7 +683,7 @@ func TestParseVersion(t *testing.T) {
 		"19devel": 190000, "18beta1": 180000, "17rc1": 170000, "16": 160000, "9.6": 90600, "": 0, "x": 0, "PostgreSQL 9": 0,
 		"99999999999999999999": 0, "1.2.3.4.5": 10203,
 	} {
-		if got := parseVersion(text); got != want {
+		if got := ParseVersion(text); got != want {
 			t.Errorf("%q: %d, expected %d", text, got, want)
 		}
 	}

@@ -56,13 +56,17 @@ type copyStream struct {
 	unflushed time.Time   // since when something is written that no flush was asked for; zero: nothing is
 	blind     time.Time   // since when nothing is read, because of the disk; zero: it is read
 	full      time.Time   // when writing failed on a full disk that we wait for; zero: it did not
+	stalled   bool        // that was the writer's compression
+
+	events []segment.Event // to be told
 
 	segment string     // the name of the segment that is being written,
 	named   segment.ID // which is this one
 
 	server serverClock
-	bytes  uint64
-	done   bool // the end LSN was reached
+	bytes  uint64 // since the last publish
+	stored uint64 // of the writer, at the last publish
+	done   bool   // the end LSN was reached
 }
 
 // serverClock is what the server said last of itself.
@@ -82,12 +86,9 @@ const (
 	endTimeline        // the server has sent CopyDone
 )
 
-func newCopyStream(r *receiver) *copyStream {
-	c := &copyStream{receiver: r, c: r.s.wire, next: r.start}
-	if r.o.Confirm && !r.filling {
-		r.s.hold.reach(r.start)
-	}
-	c.w = r.dir.NewWriter(segment.WriterOptions{
+// writerOptions says how the stream that begins is written.
+func (r *receiver) writerOptions() segment.WriterOptions {
+	return segment.WriterOptions{
 		Timeline:         r.timeline,
 		Start:            r.start,
 		Size:             r.sys.SegmentSize,
@@ -95,12 +96,27 @@ func newCopyStream(r *receiver) *copyStream {
 		History:          r.history,
 		Whole:            r.filling,
 		CheckPages:       r.o.CheckPages,
+		Synchronous:      r.o.Synchronous,
 		NoSync:           r.o.NoSync,
-		Notify: func() {
-			c.news.Store(true)
-			c.s.wake()
-		},
-	})
+
+		Compression:        r.o.Compression,
+		CompressionLevel:   r.o.CompressionLevel,
+		CompressionWorkers: r.o.CompressionWorkers,
+	}
+}
+
+func newCopyStream(r *receiver) *copyStream {
+	c := &copyStream{receiver: r, c: r.s.wire, next: r.start}
+	if r.o.Confirm && !r.filling {
+		r.s.hold.reach(r.start)
+	}
+	o := r.writerOptions()
+	o.Notify = func() {
+		c.news.Store(true)
+		c.s.wake()
+	}
+	c.w = r.dir.NewWriter(o)
+	c.mirrors.feeds(c.w)
 	c.guard = newGuard(func() error {
 		c.lastHeard = time.Now() // it is not the server who is silent
 		return c.sendStatus(false)
@@ -152,7 +168,9 @@ func (c *copyStream) loop(ctx context.Context) (ending, error) {
 			return end, err
 		}
 		if c.o.Synchronous {
-			c.w.Flush()
+			if err := c.flushNow(); err != nil {
+				return goingOn, err
+			}
 		}
 		if err := c.keepUp(time.Now()); err != nil {
 			return goingOn, err
@@ -166,6 +184,30 @@ func (c *copyStream) loop(ctx context.Context) (ending, error) {
 	}
 }
 
+// flushNow makes durable what was written, and tells the server. Where the disk is not busy with more than that, it is waited for
+// here: what arrives meanwhile is flushed together the next time.
+func (c *copyStream) flushNow() error {
+	if max(c.durable(), c.wanted) >= c.w.Written() {
+		return nil
+	}
+	c.wanted = c.w.Written()
+	c.mirrors.flush()
+	c.guard.enter()
+	done := c.w.Sync()
+	c.guard.leave()
+	if !done {
+		return nil
+	}
+	if err := c.w.Err(); err != nil {
+		return err
+	}
+	c.changed = true
+	if c.flushed() > c.reported {
+		return c.sendStatus(false)
+	}
+	return nil
+}
+
 // await waits for the server, the syncer, a stop or the time of the next status update. While the disk is behind,
 // it doesn't read: the server has to wait.
 func (c *copyStream) await() error {
@@ -175,21 +217,39 @@ func (c *copyStream) await() error {
 		}
 		c.c.wait(c.deadline())
 		c.lastHeard = time.Now()
-		if c.lastHeard.Sub(c.full) >= diskRetry {
+		if !c.full.IsZero() && c.lastHeard.Sub(c.full) >= diskRetry {
 			c.full = time.Time{}
+			c.w.Retry()
 		}
 		return nil
 	}
 	c.blind = time.Time{}
-	got, err := c.c.read(bufferSize, c.deadline())
+	deadline := c.deadline()
+	if c.c.hot && c.c.short() {
+		behind := c.server.end >= c.next+gatherLag
+		if behind {
+			gather()
+		}
+		if behind || c.quiet() {
+			c.c.linger(deadline)
+		}
+	}
+	got, err := c.c.read(bufferSize, deadline)
 	if got {
 		c.lastHeard, c.asked = time.Now(), false
 	}
 	return err
 }
 
+// quiet tells whether the server alone can have something to tell: not the syncer, nor the caller.
+func (c *copyStream) quiet() bool {
+	return c.durable() >= max(c.wanted, c.reported) && !c.o.Confirm && c.o.Events.Data == nil
+}
+
 // reads tells whether there is room for more data.
-func (c *copyStream) reads() bool { return c.full.IsZero() && c.w.Ready() && c.dataHasRoom() }
+func (c *copyStream) reads() bool {
+	return c.full.IsZero() && c.w.Ready() && c.dataHasRoom() && c.mirrors.ready()
+}
 
 // dataHasRoom tells whether the caller comes for its data.
 func (c *copyStream) dataHasRoom() bool {
@@ -219,6 +279,7 @@ func (c *copyStream) consume() (ending, error) {
 
 // store writes a piece of WAL data.
 func (c *copyStream) store(data []byte) (ending, error) {
+	c.w.Live(c.server.end < c.next+segment.LSN(c.sys.SegmentSize))
 	c.guard.enter()
 	n, err := c.w.Append(c.next, data)
 	c.guard.leave()
@@ -232,6 +293,7 @@ func (c *copyStream) store(data []byte) (ending, error) {
 	}
 	c.full = time.Time{}
 	c.diskHasRoom()
+	c.mirrors.append(c.next, data[:n])
 	c.c.used(n)
 	c.payload -= n
 	c.next += segment.LSN(n)
@@ -353,7 +415,7 @@ func (c *copyStream) takeKeepalive(length int) (more bool, err error) {
 	}
 	// The reply waits for a flush, if it reports one: a server that shuts down waits for everything to be flushed.
 	if c.reportsFlush() {
-		c.w.Flush()
+		c.flushWritten()
 	}
 	if c.owed.IsZero() {
 		c.owed = time.Now()
@@ -370,20 +432,66 @@ func (c *copyStream) heard(b []byte) {
 
 // settle passes on what the writer's syncer has done, and reports it to the server where it waits for that.
 func (c *copyStream) settle() error {
-	answered := c.s.hold.changed()
-	if !c.news.Swap(false) && !answered {
+	answered, fresh := c.s.hold.changed(), c.mirrors.isFresh()
+	if !c.news.Swap(false) && !answered && !fresh {
 		return nil
 	}
 	c.publish(c.state()) // what the callbacks look at must not be older than what they are told
-	for _, e := range c.w.Events() {
-		c.tell(e)
+	if fresh {
+		c.tellMirrors()
 	}
+	c.tellSegments()
 	if err := c.w.Err(); err != nil {
+		return err
+	}
+	if err := c.stall(); err != nil {
+		return err
+	}
+	if err := c.mirrors.failure(); err != nil {
 		return err
 	}
 	c.changed = true
 	if (c.o.Synchronous || c.o.FlushInterval > 0 && c.reportsFlush()) && c.flushed() > c.reported {
 		return c.sendStatus(false)
+	}
+	return nil
+}
+
+// flushWritten asks for a flush of everything written so far.
+func (c *copyStream) flushWritten() {
+	c.w.Flush()
+	c.mirrors.flush()
+}
+
+// durable is the end of what is durable, in the first directory and in the mirrors that are required.
+func (c *copyStream) durable() segment.LSN { return c.mirrors.flushed(c.w.Flushed()) }
+
+// tellSegments tells the caller of segments: of a complete one once it is durable wherever it has to be.
+func (c *copyStream) tellSegments() {
+	c.events = append(c.events, c.w.Events()...)
+	for len(c.events) > 0 {
+		e := c.events[0]
+		if end := e.ID.End(c.sys.SegmentSize); e.Complete && c.mirrors.flushed(end) < end {
+			return
+		}
+		c.events = c.events[1:]
+		c.tell(e)
+	}
+}
+
+// stall notes that what was appended cannot be written because the disk is full, or can be again.
+func (c *copyStream) stall() error {
+	err := c.w.Stalled()
+	switch {
+	case err == nil && c.stalled:
+		c.stalled, c.full = false, time.Time{}
+		c.diskHasRoom()
+	case err == nil:
+	case !c.waitsForDisk(err):
+		return err
+	default:
+		c.stalled, c.full = true, time.Now()
+		c.diskFull(err)
 	}
 	return nil
 }
@@ -438,13 +546,13 @@ func (c *copyStream) keepUp(now time.Time) error {
 func (c *copyStream) flushInTime(now time.Time) {
 	switch {
 	case c.o.FlushInterval <= 0 || c.o.Synchronous:
-	case max(c.w.Flushed(), c.wanted) >= c.w.Written():
+	case max(c.durable(), c.wanted) >= c.w.Written():
 		c.unflushed = time.Time{}
 	case c.unflushed.IsZero():
 		c.unflushed = now
 	case now.Sub(c.unflushed) >= c.o.FlushInterval:
 		c.unflushed, c.wanted = time.Time{}, c.w.Written()
-		c.w.Flush()
+		c.flushWritten()
 	}
 }
 
@@ -469,7 +577,7 @@ func (c *copyStream) replyDue(now time.Time) bool {
 // replyTime is when a reply that is owed does not wait for the disk any longer; zero: never. For the caller (see hold) only the
 // first one waits: another one follows when there is something new to tell.
 func (c *copyStream) replyTime() time.Time {
-	if c.owed.IsZero() || c.answered && c.w.Flushed() >= c.w.Written() {
+	if c.owed.IsZero() || c.answered && c.durable() >= c.w.Written() {
 		return time.Time{}
 	}
 	return c.owed.Add(replyPatience)
@@ -536,7 +644,7 @@ func (c *copyStream) reportsFlush() bool { return c.o.Slot != "" || c.o.Synchron
 // flushed is the flushed position that the server may be told: what is durable, and neither waits for Events.Data nor for
 // Session.Confirm.
 func (c *copyStream) flushed() segment.LSN {
-	flushed := c.w.Flushed()
+	flushed := c.durable()
 	if c.filling || c.o.Events.Data == nil && !c.o.Confirm {
 		return flushed
 	}
@@ -591,15 +699,16 @@ func (c *copyStream) state() State {
 
 // publish makes the progress visible to everybody.
 func (c *copyStream) publish(state State) {
-	written, flushed := c.w.Written(), c.w.Flushed()
+	written, flushed, stored := c.w.Written(), c.durable(), c.w.Stored()
 	if id := segment.At(c.timeline, written, c.sys.SegmentSize); id != c.named {
-		c.named, c.segment = id, id.Name(c.sys.SegmentSize)
+		c.named, c.segment = id, id.Name(c.sys.SegmentSize)+c.o.Compression.Suffix()
 	}
 	last, slowest := c.w.FlushTime()
 	now := time.Now()
 	c.s.setProgress(func(p *Progress) {
 		p.State, p.Timeline, p.WrittenLSN, p.FlushedLSN = state, c.timeline, written, flushed
 		p.Bytes += c.bytes
+		p.StoredBytes += stored - c.stored
 		p.Segment = c.segment
 		if last > 0 {
 			p.FlushTime, p.FlushTimeMax = last, max(p.FlushTimeMax, slowest)
@@ -610,7 +719,7 @@ func (c *copyStream) publish(state State) {
 		}
 		c.s.health.note(p, now)
 	})
-	c.bytes = 0
+	c.bytes, c.stored = 0, stored
 }
 
 // flush makes everything written durable and ends the writer. However long the disk takes, the server gets its status
@@ -618,16 +727,22 @@ func (c *copyStream) publish(state State) {
 func (c *copyStream) flush(streaming bool) error {
 	c.blind = time.Now()
 	closed := make(chan error)
-	go func() { closed <- c.w.Close() }()
+	c.mirrors.flush()
+	go func() {
+		err := c.w.Close()
+		if mirrorErr := c.mirrors.end(); err == nil {
+			err = mirrorErr
+		}
+		closed <- err
+	}()
 	var err error
 	if streaming {
 		err = c.report(closed)
 	} else {
 		err = <-closed
 	}
-	for _, e := range c.w.Events() {
-		c.tell(e)
-	}
+	c.tellMirrors()
+	c.tellSegments()
 	if c.done {
 		c.debugf("stopped log streaming at %s (timeline %d)", c.next, c.timeline)
 	}

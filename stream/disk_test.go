@@ -216,6 +216,9 @@ func TestHoleHalfFilled(t *testing.T) {
 				if list := p.dir.list(); strings.Contains(list, "partial") || !strings.Contains(list, "000000010000000000000004") {
 					t.Errorf("the directory has\n%s", list)
 				}
+				if got := p.s.Progress().FlushedLSN; got != 0x500000 {
+					t.Errorf("flushed up to %s, of which what is after 0/500000 has no name", got)
+				}
 			})
 		})
 	}
@@ -243,6 +246,53 @@ func TestAbandonedTimeline(t *testing.T) {
 			p.usable()
 		})
 	}
+}
+
+// A later receive goes on after what it has of the new timeline, although the abandoned one still has the newest segment: the server
+// need not have the beginning any more.
+func TestAbandonedTimelineAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPlay(t, &cluster{testSystem, segment.History{{Timeline: 1, End: 0x300046}, {Timeline: 2}}, 0x600080})
+		p.dir.put("000000010000000000000005", oneTimeline(0).wal(1, 0x500000, 1<<20), int64(testSize))
+		p.dir.put("000000020000000000000003", p.c.wal(2, 0x300000, 1<<20), int64(testSize))
+		p.dir.put("00000002.history", []byte(p.c.historyFile(2)), int64(len(p.c.historyFile(2))))
+		p.receive(Options{EndLSN: 0x600000, Repair: RepairOff, ReceiveTimeout: -1, StatusInterval: -1})
+		p.identify()
+		p.command("START_REPLICATION 0/600000 TIMELINE 1",
+			refusal("ERROR", "XX000", "requested starting point 0/600000 on timeline 1 is not in this server's history")...)
+		p.is(p.serve())
+		if !slices.Contains(p.trace, "START_REPLICATION 0/400000 TIMELINE 2") {
+			t.Errorf("the client sent %q", p.trace)
+		}
+		p.hasWAL(2, 0x300000, 0x600080)
+		p.usable()
+	})
+}
+
+// What is missing of the timeline that is followed is fetched, too, although the abandoned one still has the newest segment.
+func TestHoleBehindAnAbandonedTimeline(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPlay(t, &cluster{testSystem, segment.History{{Timeline: 1, End: 0x300046}, {Timeline: 2}}, 0x700080})
+		p.dir.put("000000010000000000000006", oneTimeline(0).wal(1, 0x600000, 1<<20), int64(testSize))
+		p.dir.put("000000020000000000000003", p.c.wal(2, 0x300000, 1<<20), int64(testSize))
+		p.dir.put("000000020000000000000005", p.c.wal(2, 0x500000, 1<<20), int64(testSize))
+		p.dir.put("00000002.history", []byte(p.c.historyFile(2)), int64(len(p.c.historyFile(2))))
+		p.receive(Options{EndLSN: 0x700000, ReceiveTimeout: -1, StatusInterval: -1})
+		p.identify()
+		p.timeline = 2
+		p.command("START_REPLICATION 0/400000 TIMELINE 2", &pgproto3.CopyBothResponse{})
+		p.wal(0x400000, 1<<20)
+		p.expect("status 0/500000 0/0")
+		p.copyEnds()
+		p.command("START_REPLICATION 0/700000 TIMELINE 1",
+			refusal("ERROR", "XX000", "requested starting point 0/700000 on timeline 1 is not in this server's history")...)
+		p.is(p.serve())
+		if !slices.Contains(p.trace, "START_REPLICATION 0/600000 TIMELINE 2") {
+			t.Errorf("the client sent %q", p.trace)
+		}
+		p.hasWAL(2, 0x300000, 0x700080)
+		p.usable()
+	})
 }
 
 // WAL that was removed is explained: what is needed, and what the slot still has.
@@ -304,6 +354,30 @@ func TestNoSync(t *testing.T) {
 		p.is(p.serve())
 		p.hasWAL(1, 0x300000, 0x500080)
 		p.usable()
+	})
+}
+
+// What the directory holds counts as flushed, so what may be in the page cache only is made durable before the stream begins.
+func TestSettleAtTheStart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPlay(t, oneTimeline(0x400080))
+		const name = "000000010000000000000003"
+		p.dir.put(name, p.c.wal(1, 0x300000, 1<<20), int64(testSize))
+		var synced []string
+		p.dir.hook = func(op, name string) error {
+			if op == "sync" {
+				synced = append(synced, op+" "+name)
+			}
+			return nil
+		}
+		p.receive(Options{Slot: "s", ReceiveTimeout: -1, StatusInterval: -1})
+		p.identify()
+		p.expect(`START_REPLICATION SLOT "s" 0/400000 TIMELINE 1`)
+		if !slices.Equal(synced, []string{"sync " + name, "sync ."}) {
+			t.Errorf("synced %q", synced)
+		}
+		p.conn.Close()
+		p.end(ErrConnectionLost)
 	})
 }
 

@@ -27,6 +27,8 @@ type Events struct {
 	// Data was received and written: each byte once and in order, but what is fetched to fill a hole. The server is not told that it
 	// is flushed before Data has returned nil. After an error it is not called again.
 	Data func(Data) error
+	// Mirror: a mirror failed, or is back.
+	Mirror func(MirrorChange) error
 	// Progress is called at most once per ProgressInterval, only when something has changed.
 	Progress func(Progress) error
 	// Reconnect is asked for a new connection after one was lost, with growing pauses. An error gives up: Receive then
@@ -87,6 +89,7 @@ type Progress struct {
 	FlushedLSN   segment.LSN      // end of what is durable
 	ServerLSN    segment.LSN      // the server's end of WAL, as it said last
 	Bytes        uint64           // received since the start
+	StoredBytes  uint64           // written to files since the start: fewer, where they are compressed
 	Segments     uint64           // completed since the start
 	Reconnects   uint64           // connections after the first
 	ServerTime   time.Time        // the server's clock in its last message
@@ -101,6 +104,9 @@ type Progress struct {
 	CatchUpTime  time.Duration // until Lag is 0, as things go; 0: it is; negative: not as things go
 	FlushTime    time.Duration // that the last flush took; 0: there was none
 	FlushTimeMax time.Duration // that the slowest one took
+
+	Mirrors       int // of Options.Mirrors, those that are written in step
+	MirrorsFailed int // and those that are not, at the moment
 }
 
 // Progress tells where the receive is. Any goroutine, at any time.

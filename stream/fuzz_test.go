@@ -243,7 +243,7 @@ func FuzzParseVersion(f *testing.F) {
 		f.Add(version)
 	}
 	f.Fuzz(func(t *testing.T, version string) {
-		if n := parseVersion(version); n < 0 || n > 1<<30 {
+		if n := ParseVersion(version); n < 0 || n > 1<<30 {
 			t.Errorf("%q: %d", version, n)
 		}
 	})

@@ -107,11 +107,18 @@ func (r *receiver) pause(ctx context.Context, d time.Duration) error {
 	}
 	timer := time.NewTimer(d)
 	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-	case <-timer.C:
+	for {
+		select {
+		case <-r.mirrors.pokes():
+			r.tellMirrors()
+			if r.stop == nil {
+				continue
+			}
+		case <-ctx.Done():
+		case <-timer.C:
+		}
+		return r.stopped(ctx)
 	}
-	return r.stopped(ctx)
 }
 
 // reconnect waits and asks for a new connection until there is one; nil then.

@@ -32,8 +32,8 @@ type HoleState int
 // The states of a Hole. Each is told of once as HoleFound; missing segments, unless repair is off, once more.
 const (
 	HoleFound    HoleState = iota
-	HoleRepaired           // the segments were fetched from the server
-	HoleLost               // the server no longer has them
+	HoleRepaired           // the segments were fetched from the server; those of a mirror were copied from the first directory
+	HoleLost               // the server no longer has them; those of a mirror the first directory does not have
 )
 
 // repair looks for holes in the directory and fetches what is missing from the server, oldest first.
@@ -98,11 +98,16 @@ func (r *receiver) fetch(ctx context.Context, p segment.Problem) error {
 // tellHole tells the caller of a hole.
 func (r *receiver) tellHole(h Hole) {
 	level, text := slog.LevelWarn, h.Text
+	how, who := "fetched", "the server no longer has it"
+	if h.Directory != r.o.Directory {
+		text = fmt.Sprintf("mirror \"%s\": %s", h.Directory, text)
+		how, who = fmt.Sprintf("copied to mirror \"%s\"", h.Directory), "the first directory does not have it"
+	}
 	switch h.State {
 	case HoleRepaired:
-		level, text = slog.LevelInfo, fmt.Sprintf("fetched what was missing from %s to %s (timeline %d)", h.LSN, h.EndLSN, h.Timeline)
+		level, text = slog.LevelInfo, fmt.Sprintf("%s what was missing from %s to %s (timeline %d)", how, h.LSN, h.EndLSN, h.Timeline)
 	case HoleLost:
-		text = fmt.Sprintf("%s, and the server no longer has it: a recovery that needs the WAL from %s to %s fails", h.Text, h.LSN, h.EndLSN)
+		text = fmt.Sprintf("%s, and %s: a recovery that needs the WAL from %s to %s fails", text, who, h.LSN, h.EndLSN)
 	}
 	r.o.Events.log(level, text)
 	if e := r.o.Events.Hole; e != nil {

@@ -209,7 +209,7 @@ func (s *Session) asynchronous(kind byte, body []byte) (bool, error) {
 			return true, err
 		}
 		if m.Name == "server_version" && s.serverVersion == 0 {
-			s.serverVersion = parseVersion(m.Value)
+			s.serverVersion = ParseVersion(m.Value)
 		}
 	case typeNotification:
 	default:
@@ -218,8 +218,9 @@ func (s *Session) asynchronous(kind byte, body []byte) (bool, error) {
 	return true, nil
 }
 
-// parseVersion makes a server_version_num of a server_version: 150018 of "15.18 (Debian 15.18-0)", 90603 of "9.6.3".
-func parseVersion(version string) int {
+// ParseVersion makes a server_version_num, as [SessionOptions] has it, of the server_version that a server reports at the
+// start of a connection: 150018 of "15.18 (Debian 15.18-0)", 90603 of "9.6.3". 0 of what is no version.
+func ParseVersion(version string) int {
 	number, _, _ := strings.Cut(version, " ")
 	var part [3]int
 	for i, text := range strings.SplitN(number, ".", 3) {

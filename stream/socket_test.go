@@ -38,7 +38,7 @@ func pair(t testing.TB) (int, net.Conn) {
 // onSocket makes a play on a real socket, whose client has the descriptor of somebody else.
 func onSocket(t testing.TB, c *cluster) (*play, int) {
 	fd, server := pair(t)
-	client, err := DialFD(fd)
+	client, err := DialFD(fd, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -173,7 +173,7 @@ func TestDialFDRefuses(t *testing.T) {
 		"not connected":     {socket(unix.SOCK_STREAM), ErrNotConnected},
 	} {
 		before := len(descriptors(t))
-		if conn, err := DialFD(test.fd); !errors.Is(err, test.want) || conn != nil {
+		if conn, err := DialFD(test.fd, nil); !errors.Is(err, test.want) || conn != nil {
 			t.Errorf("%s: %v, expected %v", name, err, test.want)
 		}
 		if now := len(descriptors(t)); now != before {
@@ -190,7 +190,7 @@ func TestDialFDKeepsTheFlags(t *testing.T) {
 			t.Fatal(err)
 		}
 		before, _ := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0)
-		conn, err := DialFD(fd)
+		conn, err := DialFD(fd, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -250,7 +250,7 @@ func TestDeadSocket(t *testing.T) {
 			}
 			var client net.Conn
 			raw, _ := out.(syscall.Conn).SyscallConn()
-			raw.Control(func(fd uintptr) { client, err = DialFD(int(fd)) })
+			raw.Control(func(fd uintptr) { client, err = DialFD(int(fd), nil) })
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -2,6 +2,7 @@ package stream
 
 import (
 	"context"
+	"errors"
 
 	"libreceivewal/segment"
 )
@@ -39,6 +40,12 @@ func (r *receiver) takeOver(ctx context.Context) (done bool, err error) {
 			p.StartLSN = r.start
 		}
 	})
+	defer r.mirrors.end()
+	if err := r.beginMirrors(ctx); err != nil {
+		c := &copyStream{receiver: r, c: r.s.wire}
+		_, endErr := c.end(ctx)
+		return true, errors.Join(err, endErr)
+	}
 	next, err := newCopyStream(r).run(ctx)
 	if err != nil || next == nil {
 		return true, err

@@ -44,7 +44,7 @@ const (
 	smallBufferSize = 16 << 10
 	largeBuffers    = 16 // in use at a time
 
-	// writeTimeout is how long the peer may keep us from sending a few bytes.
+	// writeTimeout is how long the peer may keep us from sending a few bytes, at most; half of it at least.
 	writeTimeout = 60 * time.Second
 )
 
@@ -94,9 +94,17 @@ type wire struct {
 	buf  []byte // buf[r:w] was read and not used yet; nil while nothing is there and nothing is read
 	r, w int
 	lent bool // buf is of buffers
-	out  []byte
+	got  int  // how many bytes the last read got
+
+	lastRead time.Time // when something was read last
+	dense    int       // reads in a row that have not waited for long
+	hot      bool      // conn may be hot
+	out      []byte
+
+	writeBy time.Time // the deadline that conn has for writing
 
 	lazy  lazyReader // conn, if it is one
+	warm  heatable   // conn, if it is one
 	limit int        // of the read in progress
 	get   func() []byte
 	put   func()
@@ -110,6 +118,7 @@ type wire struct {
 func newWire(conn net.Conn) *wire {
 	c := &wire{conn: conn, wakeup: make(chan struct{}, 1)}
 	c.lazy, _ = conn.(lazyReader)
+	c.warm, _ = conn.(heatable)
 	c.get = func() []byte { return c.reserve(c.limit) }
 	c.put = c.giveBack
 	return c
@@ -140,6 +149,9 @@ func (c *wire) arm(deadline time.Time) (bool, error) {
 	}
 	if deadline.Equal(c.armed) {
 		return true, nil
+	}
+	if !deadline.IsZero() && deadline.After(c.armed) && c.armed.After(time.Now()) {
+		return true, nil // it returns early once, and is called again; the deadline moves on with each message, and to set it costs
 	}
 	c.armed = deadline
 	return true, c.conn.SetReadDeadline(deadline)
@@ -172,7 +184,9 @@ func (c *wire) read(limit int, deadline time.Time) (bool, error) {
 		n, err = c.conn.Read(c.get())
 	}
 	c.w += n
+	c.got = n
 	if n > 0 {
+		c.heat(time.Now())
 		return true, nil // an error, if there is one, comes again
 	}
 	if isTimeout(err) {
@@ -183,6 +197,31 @@ func (c *wire) read(limit int, deadline time.Time) (bool, error) {
 	}
 	return false, readFailure(err)
 }
+
+// linger waits for more bytes in the kernel, but not beyond deadline (zero: no matter). A wake is noticed only after it.
+func (c *wire) linger(deadline time.Time) {
+	limit := lingerTime
+	if !deadline.IsZero() {
+		limit = min(limit, time.Until(deadline))
+	}
+	if limit > 0 {
+		c.warm.Linger(limit)
+	}
+}
+
+// heat makes a connection hot that was never waited for for long; one that was is cool by itself.
+func (c *wire) heat(now time.Time) {
+	if now.Sub(c.lastRead) >= lingerTime {
+		c.dense, c.hot = 0, false
+	} else if c.dense++; c.dense%denseReads == 0 && c.warm != nil {
+		c.warm.Heat()
+		c.hot = true
+	}
+	c.lastRead = now
+}
+
+// short tells whether the last read has got little: we are faster than the server.
+func (c *wire) short() bool { return c.got < bufferSize/2 }
 
 // reserve makes room in the buffer for more bytes, n at most, and gives that room.
 func (c *wire) reserve(n int) []byte {
@@ -288,8 +327,12 @@ func (c *wire) scratch(n int) []byte {
 }
 
 func (c *wire) write(b []byte) error {
-	if err := c.conn.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
-		return fail(ErrConnectionLost, "could not send data to server: %w", plain(err))
+	// To set it costs, so one that is still far away stays.
+	if now := time.Now(); c.writeBy.Sub(now) < writeTimeout/2 {
+		c.writeBy = now.Add(writeTimeout)
+		if err := c.conn.SetWriteDeadline(c.writeBy); err != nil {
+			return fail(ErrConnectionLost, "could not send data to server: %w", plain(err))
+		}
 	}
 	if _, err := c.conn.Write(b); err != nil {
 		return fail(ErrConnectionLost, "could not send data to server: %w", plain(err))
@@ -309,7 +352,10 @@ func decode(m pgproto3.Message, body []byte) error {
 func (c *wire) release() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.poked, c.armed = false, time.Time{}
+	if c.warm != nil && c.warm.Cool() == nil {
+		c.dense, c.hot = 0, false
+	}
+	c.poked, c.armed, c.writeBy = false, time.Time{}, time.Time{}
 	c.conn.SetDeadline(time.Time{})
 	select {
 	case <-c.wakeup:

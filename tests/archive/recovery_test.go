@@ -41,6 +41,7 @@ func TestNothingIsLostOnAHungDisk(t *testing.T) {
 type loss struct {
 	receiverFirst bool
 	slot          bool
+	method        string    // of compression; "": none
 	hung          *hungDisk // nil: the disk is well
 }
 
@@ -55,6 +56,9 @@ func loseServer(t *testing.T, how loss) {
 		r.dir = how.hung.wal
 	}
 	args := []string{"--synchronous"}
+	if how.method != "" {
+		args = append(args, "-Z", how.method)
+	}
 	if how.slot {
 		c.SQL("select pg_create_physical_replication_slot('lost', true)")
 		args = append(args, "--slot", "lost")
@@ -96,8 +100,14 @@ func loseServer(t *testing.T, how loss) {
 	clients.stop()
 	c.Destroy()
 
-	checkNames(t, c, r.dir)
-	restored := backup.Restore(r.dir)
+	var restored *pg.Cluster
+	if how.method == "" {
+		checkNames(t, c, r.dir)
+		restored = backup.Restore(r.dir)
+	} else {
+		checkNames(t, c, unpack(t, r.dir, c.SegmentSize))
+		restored = backup.RestoreBy(r.dir, restoreCommand, receivewal(t))
+	}
 	have := map[string]bool{}
 	for _, id := range strings.Split(restored.SQL("select id from commits"), "\n") {
 		have[id] = true

@@ -294,9 +294,10 @@ func TestSwitchesOnAStandby(t *testing.T) {
 	b.WaitReplayed(a.CurrentLSN())
 	a.SQL("checkpoint")
 	b.WaitReplayed(a.Tick())
-	b.SQL("checkpoint") // a restartpoint: it recycles what is behind it
+	b.SQL("checkpoint")                                                // a restartpoint: it recycles what is behind it
+	b.SQL("select pg_create_physical_replication_slot('pages', true)") // nor may it recycle what we still want
 	dir := t.TempDir()
-	r := startReceive(t, b, "pages", stream.Options{Directory: dir, CheckPages: true})
+	r := startReceive(t, b, "pages", stream.Options{Directory: dir, Slot: "pages", CheckPages: true})
 	b.WaitStreaming("pages")
 	begin := b.CurrentLSN()
 	load := keepBusy(t, a, 1, func(ctx context.Context, conn *pgconn.PgConn) error {

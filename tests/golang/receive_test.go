@@ -92,7 +92,7 @@ func TestDialFD(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	conn, err := stream.DialFD(int(f.Fd()))
+	conn, err := stream.DialFD(int(f.Fd()), nil)
 	if err != nil {
 		t.Fatal(err)
 	}

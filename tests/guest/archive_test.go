@@ -64,6 +64,58 @@ func (a *archive) remove(names ...string) {
 	}
 }
 
+// A C host has segments compressed, by each method, is told their names and sizes, and gets one back as it was.
+func TestCompressedArchive(t *testing.T) {
+	t.Parallel()
+	c := pg.New(t, pg.Options{SegmentSizeMB: 1})
+	for _, m := range []struct {
+		number, level, workers int
+		suffix                 string
+	}{{1, 0, 0, ".gz"}, {2, 1, 2, ".lz4"}, {3, 19, 1, ".zst"}} {
+		a := newArchive(t)
+		a.begin(c)
+		first := c.SegmentName(1, c.CurrentLSN())
+		c.SQL("select count(pg_logical_emit_message(true, 'much', repeat('WAL ', 2000))) from generate_series(1, 400)") // shrinks well
+		c.SwitchWAL()
+		// Another program has made something of the first segment, and that counts.
+		content, err := os.ReadFile(filepath.Join(c.WALDir(), first))
+		if err != nil {
+			t.Fatal(err)
+		}
+		end := c.Tick()
+		if err := os.WriteFile(filepath.Join(a.dir, first+".crypt"), content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		a.remove(first + ".partial")
+		before := c.SegmentName(1, c.CurrentLSN()-pg.LSN(c.SegmentSize)*2)
+		if before == first {
+			t.Fatalf("%s is the segment before the last, too", first)
+		}
+		if err := os.WriteFile(filepath.Join(a.dir, c.SegmentName(1, segmentAfter(c, first))+".partial"), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		a.host(c, "compressed", end.String(), fmt.Sprint(m.number), fmt.Sprint(m.level), fmt.Sprint(m.workers), m.suffix)
+		target := filepath.Join(t.TempDir(), "RECOVERYXLOG")
+		a.host(c, "restore", before, target, "0")
+		got, err := os.ReadFile(target)
+		want, wantErr := os.ReadFile(filepath.Join(c.WALDir(), before))
+		if err != nil || wantErr != nil || string(got) != string(want) {
+			t.Errorf("%s, restored, is not the server's: %v, %v", before, err, wantErr)
+		}
+		a.host(c, "restore", "00000009.history", target, "55")
+		a.host(c, "restore", first, target, "54")
+	}
+}
+
+// segmentAfter is the first byte of the segment after one.
+func segmentAfter(c *pg.Cluster, name string) pg.LSN {
+	id, err := segment.ParseName(name, segment.Size(c.SegmentSize))
+	if err != nil {
+		panic(err)
+	}
+	return pg.LSN(id.End(segment.Size(c.SegmentSize)))
+}
+
 // Holes are told, filled from the server, and told again as what has become of them.
 func TestArchiveWithHoles(t *testing.T) {
 	t.Parallel()
@@ -88,6 +140,28 @@ func TestArchiveWithHoles(t *testing.T) {
 	}
 	a.receive(c, repairStop, statusGap, 1, 0, 1, files[2])
 	a.receive(c, repairGoOn, statusOK, 1, 0, 1, "")
+}
+
+// Mirrors by the C API: told of and counted, with names that are copied, refused and waited for where they are required.
+func TestArchiveWithMirrors(t *testing.T) {
+	t.Parallel()
+	c := pg.New(t, pg.Options{SegmentSizeMB: 1})
+	a := newArchive(t)
+	a.begin(c)
+	c.Generate(7)
+	end := c.Tick()
+	c.Tick()
+	parent := t.TempDir()
+	if err := os.Mkdir(filepath.Join(parent, "good"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	a.host(c, "mirrors", end.String(), parent, "good", "late")
+	for _, dir := range []string{a.dir, filepath.Join(parent, "good"), filepath.Join(parent, "late")} {
+		c.CompareWithServer(dir)
+		c.ComparePartial(dir, 1, end)
+	}
+	pg.CompareDirs(t, filepath.Join(parent, "good"), a.dir)
+	pg.CompareDirs(t, filepath.Join(parent, "late"), a.dir)
 }
 
 // What does not belong together is refused by name, and nothing is written.

@@ -60,6 +60,7 @@ static bool is_told(void *handle)
     TOLD(receivewal_read_slot(rw, "s", &slot));
     TOLD(receivewal_find_start(".", 0, &start));
     TOLD(receivewal_check_directory(".", NULL, &check));
+    TOLD(receivewal_restore(".", "x", "y"));
     TOLD(receivewal_detach(rw));
     wrong += receivewal_connection_usable(rw) != 0;
     wrong += receivewal_event_fd(rw) != -1;

@@ -33,11 +33,8 @@ func (c *Cluster) Destroy() {
 func (b *Backup) Restore(wal string, conf ...string) *Cluster {
 	t := b.files.t
 	t.Helper()
-	s := prepare(t, b.files.Version, b.files.SegmentSize, false)
-	s.must(s.copyData(b.files.DataDir))
-	archive := filepath.Join(s.Dir, "archive")
-	s.must(os.Mkdir(archive, 0o755))
-
+	archive := filepath.Join(t.TempDir(), "archive")
+	b.files.must(os.Mkdir(archive, 0o755))
 	files := List(t, wal)
 	names := append(files.Complete, files.History...)
 	if n := len(files.Partial); n > 0 {
@@ -45,12 +42,36 @@ func (b *Backup) Restore(wal string, conf ...string) *Cluster {
 	}
 	for _, name := range names {
 		to := filepath.Join(archive, strings.TrimSuffix(name, ".partial"))
-		s.must(copyFile(filepath.Join(wal, name), to, 0o600))
+		b.files.must(copyFile(filepath.Join(wal, name), to, 0o600))
+	}
+	return b.RestoreBy(archive, "cp WAL/%f %p", nil, conf...)
+}
+
+// RestoreBy is Restore with a restore_command, in which WAL is the path of a copy of the directory with all that is in it, and PROGRAMS that
+// of a copy of programs and their libraries: the folders bin and lib of a folder; nil: there are none.
+func (b *Backup) RestoreBy(wal, command string, programs []string, conf ...string) *Cluster {
+	t := b.files.t
+	t.Helper()
+	s := prepare(t, b.files.Version, b.files.SegmentSize, false)
+	s.must(s.copyData(b.files.DataDir))
+	archive, tools := filepath.Join(s.Dir, "archive"), filepath.Join(s.Dir, "tools")
+	for _, folder := range []string{archive, tools, filepath.Join(tools, "bin"), filepath.Join(tools, "lib")} {
+		s.must(os.Mkdir(folder, 0o755))
+	}
+	entries, err := os.ReadDir(wal)
+	s.must(err)
+	for _, entry := range entries {
+		to := filepath.Join(archive, entry.Name())
+		s.must(copyFile(filepath.Join(wal, entry.Name()), to, 0o600))
 		s.must(own(to))
 	}
+	for _, path := range programs {
+		s.must(copyFile(path, filepath.Join(tools, filepath.Base(filepath.Dir(path)), filepath.Base(path)), 0o755))
+	}
+	command = strings.NewReplacer("WAL", archive, "PROGRAMS", tools, "'", "''").Replace(command)
 	s.create("recovery.signal", "")
 	s.appendFile("postgresql.conf", append([]string{
-		fmt.Sprintf("restore_command = 'cp %s/%%f %%p'", archive),
+		fmt.Sprintf("restore_command = '%s'", command),
 		"recovery_target_action = promote",
 		"synchronous_standby_names = ''",
 	}, conf...))

@@ -105,6 +105,7 @@ func New(t testing.TB, o Options) *Cluster {
 		c.must(os.WriteFile(hba, []byte(strings.Join(o.HBA, "\n")+"\n"+string(old)), 0o600))
 	}
 	c.Start()
+	c.record()
 	return c
 }
 

@@ -181,3 +181,11 @@ func difference(a, b []byte) int {
 	}
 	return min(len(a), len(b))
 }
+
+// CompareWithServerOrNothing is CompareWithServer where there may be no complete segment yet.
+func (c *Cluster) CompareWithServerOrNothing(dir string) {
+	c.t.Helper()
+	if f := List(c.t, dir); len(f.Complete)+len(f.History) > 0 {
+		c.CompareWithServer(dir)
+	}
+}

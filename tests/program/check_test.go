@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -20,6 +21,7 @@ type report struct {
 	LeftoverCount    int    `json:"leftover_count"`
 	Segments         int    `json:"segments"`
 	SegmentSize      int    `json:"segment_size"`
+	SizeAssumed      bool   `json:"segment_size_assumed"`
 	SystemIdentifier string `json:"system_identifier"`
 	OldestLSN        string `json:"oldest_lsn"`
 	NextLSN          string `json:"next_lsn"`
@@ -42,10 +44,12 @@ func TestCheck(t *testing.T) {
 	program := ours(t)
 	for _, c := range []struct {
 		name                string
+		args                []string // besides --check
 		make                func(dir string)
 		code                int
 		problems, leftovers int
 		segments            int
+		assumed             bool     // the segment size
 		says                []string // without --json
 		kinds               string
 	}{
@@ -68,7 +72,22 @@ func TestCheck(t *testing.T) {
 		}, code: 2, problems: 2, segments: 1, kinds: "foreign_file wrong_size", says: []string{"foreign_file: ", "wrong_size: "}},
 		{name: "encrypted", make: func(d string) {
 			os.WriteFile(filepath.Join(d, "000000010000000000000006.zst.aes"), []byte("x"), 0o600)
+		}, segments: 1, assumed: true, says: []string{"1 complete segments of 16777216 bytes (assumed", "going on at 0/7000000"}},
+		{name: "encrypted, of another size", make: func(d string) {
+			os.WriteFile(filepath.Join(d, "000000010000000000000100.zst.aes"), []byte("x"), 0o600)
 		}, code: 2, problems: 1, kinds: "foreign_file", says: []string{"segment size"}},
+		{name: "of a size that is given", args: []string{"--wal-segsize", "1"}, make: func(d string) {
+			for _, name := range []string{"0000000100000000000000FF.zst.aes", "000000010000000000000100.zst.aes"} {
+				os.WriteFile(filepath.Join(d, name), []byte("x"), 0o600)
+			}
+		}, segments: 2, says: []string{"2 complete segments of 1048576 bytes from 0/FF00000, going on at 0/10100000"}},
+		{name: "partials that nobody can fill", make: func(d string) {
+			putSegment(t, d, 5)
+			putSegment(t, d, 9)
+			os.Rename(filepath.Join(d, "000000010000000000000009"), filepath.Join(d, "000000010000000000000006.partial"))
+			os.WriteFile(filepath.Join(d, "000000020000000000000006.partial"), make([]byte, 1<<20+1), 0o600)
+			os.WriteFile(filepath.Join(d, "00000002.history"), []byte("1\t0/680000\tno recovery target specified\n"), 0o600)
+		}, code: 2, problems: 2, segments: 1, kinds: "wrong_page wrong_size", says: []string{"longer than a segment", "0/900000 instead of 0/600000"}},
 	} {
 		t.Run(c.kinds+c.says[0], func(t *testing.T) {
 			dir := filepath.Join(t.TempDir(), c.name)
@@ -76,7 +95,7 @@ func TestCheck(t *testing.T) {
 				t.Fatal(err)
 			}
 			c.make(dir)
-			r := program.start(t, nil, "--check", "-D", dir).wait()
+			r := program.start(t, nil, slices.Concat([]string{"--check", "-D", dir}, c.args)...).wait()
 			if r.code != c.code || r.stderr != "" {
 				t.Errorf("want exit code %d: %s", c.code, r)
 			}
@@ -85,7 +104,7 @@ func TestCheck(t *testing.T) {
 					t.Errorf("no %q in: %s", part, r)
 				}
 			}
-			r = program.start(t, nil, "--check", "--json", "-D", dir).wait()
+			r = program.start(t, nil, slices.Concat([]string{"--check", "--json", "-D", dir}, c.args)...).wait()
 			if r.code != c.code || r.stderr != "" {
 				t.Errorf("want exit code %d: %s", c.code, r)
 			}
@@ -100,13 +119,14 @@ func TestCheck(t *testing.T) {
 					t.Errorf("a problem without text: %+v", p)
 				}
 			}
-			if got.ProblemCount != c.problems || got.LeftoverCount != c.leftovers || got.Segments != c.segments || strings.Join(kinds, " ") != c.kinds {
+			if got.ProblemCount != c.problems || got.LeftoverCount != c.leftovers || got.Segments != c.segments || got.SizeAssumed != c.assumed || strings.Join(kinds, " ") != c.kinds {
 				t.Errorf("got %+v, want %d problems, %d leftovers, %d segments: %s", got, c.problems, c.leftovers, c.segments, c.kinds)
 			}
 		})
 	}
 	missing := filepath.Join(t.TempDir(), "missing")
-	for _, args := range [][]string{{"--check", "-D", missing}, {"--check", "--json", "-D", missing}, {"--json", "-D", missing}, {"--check"}} {
+	for _, args := range [][]string{{"--check", "-D", missing}, {"--check", "--json", "-D", missing}, {"--json", "-D", missing}, {"--check"},
+		{"--check", "-D", t.TempDir(), "--wal-segsize", "3"}, {"--check", "-D", t.TempDir(), "--wal-segsize", "2048"}, {"-D", t.TempDir(), "--wal-segsize", "1"}} {
 		if r := program.start(t, nil, args...).wait(); r.code != 1 || r.stdout != "" || r.stderr == "" {
 			t.Errorf("%q: %s", args, r)
 		}

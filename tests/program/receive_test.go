@@ -492,3 +492,89 @@ func TestEmbed(t *testing.T) {
 	}
 	c.CompareWithServer(dir)
 }
+
+// With --compress both make files of the same names that decompress to the same, and say the same. Ours also knows zstd.
+func TestCompressedFiles(t *testing.T) {
+	for spec, method := range map[string]struct{ suffix, tool string }{"gzip": {".gz", "gzip"}, "1": {".gz", "gzip"}, "gzip:level=9": {".gz", "gzip"},
+		"lz4": {".lz4", "lz4"}, "lz4:3": {".lz4", "lz4"}, "zstd": {".zst", "zstd"}, "zstd:level=3": {".zst", "zstd"}} {
+		t.Run(spec, func(t *testing.T) {
+			c := pg.New(t, pg.Options{SegmentSizeMB: 1})
+			p := newPair(t, c)
+			if method.tool == "zstd" {
+				p.programs = p.programs[1:]
+			}
+			first := c.SegmentName(1, c.CurrentLSN())
+			for _, program := range p.programs {
+				if err := os.WriteFile(filepath.Join(p.dirs[program.name], first+method.suffix+".partial"), nil, 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for range 2 { // the second run goes on in the partial one
+				c.Generate(2)
+				end := c.Tick()
+				c.Tick()
+				p.ok("--verbose", "--endpos", end.String(), "--no-loop", "-Z", spec)
+				names := map[string][]string{}
+				for _, program := range p.programs {
+					entries, err := os.ReadDir(p.dirs[program.name])
+					if err != nil {
+						t.Fatal(err)
+					}
+					for _, e := range entries {
+						names[program.name] = append(names[program.name], e.Name())
+						base, compressed := strings.CutSuffix(e.Name(), method.suffix)
+						if !compressed {
+							continue
+						}
+						path := filepath.Join(p.dirs[program.name], e.Name())
+						if out, err := exec.Command(method.tool, "-t", path).CombinedOutput(); err != nil {
+							t.Errorf("%s -t %s: %v, %s", method.tool, path, err, out)
+						}
+						got, err := exec.Command(method.tool, "-dc", path).Output()
+						want, wantErr := os.ReadFile(filepath.Join(c.WALDir(), base))
+						if err != nil || wantErr != nil || string(got) != string(want) {
+							t.Errorf("%s of %s is not the server's: %v, %v", e.Name(), program.name, err, wantErr)
+						}
+					}
+				}
+				if theirs := names["theirs"]; len(names["ours"]) < 3 || theirs != nil && strings.Join(names["ours"], " ") != strings.Join(theirs, " ") {
+					t.Errorf("ours has %v, pg_receivewal %v", names["ours"], theirs)
+				}
+			}
+		})
+	}
+}
+
+// --restore ends with 0, 1 or 255, as PostgreSQL has to know it, whatever is wrong with the command line.
+func TestRestoreExitCodes(t *testing.T) {
+	c := pg.New(t, pg.Options{SegmentSizeMB: 1})
+	dir, target := t.TempDir(), filepath.Join(t.TempDir(), "x")
+	end := c.Generate(2)
+	c.Tick()
+	ours(t).run(t, append([]string{"-D", dir, "-Z", "gzip", "--endpos", end.String(), "--no-loop"}, c.ConnArgs()...)...)
+	first := c.SegmentName(1, end-1)
+	for what, test := range map[string]struct {
+		args []string
+		code int
+		says string
+	}{
+		"a segment":         {[]string{"-D", dir, first, target}, 0, ""},
+		"none":              {[]string{"-D", dir, "0000000100000000000000FE", target}, 1, ""},
+		"none, and say so":  {[]string{"-v", "-D", dir, "0000000100000000000000FE", target}, 1, "has nothing of segment"},
+		"no directory":      {[]string{first, target}, 255, "no target directory specified"},
+		"a wrong directory": {[]string{"-D", "/nonexistent", first, target}, 255, "/nonexistent"},
+		"a wrong target":    {[]string{"-D", dir, first, "/nonexistent/x"}, 255, "/nonexistent"},
+		"no target":         {[]string{"-D", dir, first}, 255, "--restore needs the name of a file"},
+		"too much":          {[]string{"-D", dir, first, target, "more"}, 255, "too many command-line arguments"},
+		"a wrong option":    {[]string{"-D", dir, "--nonsense", first, target}, 255, "--nonsense"},
+		"with --check":      {[]string{"-D", dir, "--check", first, target}, 255, "cannot use --restore together with --check"},
+	} {
+		r := ours(t).run(t, append([]string{"--restore"}, test.args...)...)
+		if r.code != test.code || !strings.Contains(r.stderr, test.says) || test.says == "" && r.stderr != "" {
+			t.Errorf("%s: %v", what, r)
+		}
+	}
+	if r := ours(t).run(t, "-D", dir, first, target); r.code != 1 {
+		t.Errorf("names without --restore: %v", r)
+	}
+}
