@@ -21,18 +21,24 @@ import (
 func TestKilled(t *testing.T) {
 	for _, test := range []struct {
 		name      string
+		version   int
 		segmentMB int
 		args      []string
 	}{
-		{"Plain", 1, nil},
-		{"Synchronous", 16, []string{"--synchronous"}},
-		{"Slot", 16, []string{"--slot", "killed"}},
-		{"SynchronousSlot", 1, []string{"--synchronous", "--slot", "killed"}},
+		{"Plain", 15, 1, nil},
+		{"Synchronous", 15, 16, []string{"--synchronous"}},
+		{"Slot", 15, 16, []string{"--slot", "killed"}},
+		{"SynchronousSlot", 15, 1, []string{"--synchronous", "--slot", "killed"}},
+		{"Slot", 13, 64, []string{"--slot", "killed"}},
+		{"Synchronous", 14, 1, []string{"--synchronous"}},
+		{"SynchronousSlot", 16, 16, []string{"--synchronous", "--slot", "killed"}},
+		{"Plain", 17, 16, nil},
+		{"Slot", 18, 1, []string{"--slot", "killed"}},
 	} {
-		t.Run(test.name, func(t *testing.T) {
+		t.Run(fmt.Sprintf("%s/%d/%dMiB", test.name, test.version, test.segmentMB), func(t *testing.T) {
 			t.Parallel()
 			k := &killing{t: t, rand: chance(t), args: test.args}
-			k.c = pg.New(t, pg.Options{SegmentSizeMB: test.segmentMB})
+			k.c = pg.New(t, pg.Options{Version: test.version, SegmentSizeMB: test.segmentMB})
 			k.dir = t.TempDir()
 			k.begin = k.c.Tick()
 			fixStart(t, k.c, k.dir, k.begin)
@@ -40,7 +46,7 @@ func TestKilled(t *testing.T) {
 			if k.slot {
 				k.c.SQL("select pg_create_physical_replication_slot('killed', true)")
 			}
-			n := rounds(t, 7, 60)
+			n := rounds(t, map[bool]int{true: 7, false: 4}[test.version == 15], 60)
 			k.run(n)
 			t.Logf("%d rounds, %d segments, of them %d completed by the killed; %d moments with a flushed position; %d times pg_receivewal "+
 				"could not go on after itself", n, len(pg.List(t, k.dir).Complete), len(k.compared), k.flushes, k.stuck)
@@ -69,7 +75,7 @@ func (k *killing) run(n int) {
 	load := keepBusy(t, c, 2, writeSome)
 	for i := range n {
 		r := ours(t).in(k.dir)
-		if i%2 == 1 {
+		if i%2 == 1 && c.Version <= 15 { // pg_receivewal 15 refuses newer servers
 			r = theirs(t).in(k.dir)
 		}
 		k.round(r)
@@ -178,10 +184,12 @@ func (k *killing) equal(name string) bool {
 // The same with the server's promotion in between: the receiver follows a standby that is promoted, and is killed all the time.
 func TestKilledAroundPromotion(t *testing.T) {
 	t.Parallel()
-	for i := range rounds(t, 1, 10) {
-		t.Run(fmt.Sprint(i), func(t *testing.T) {
+	for i := range rounds(t, 3, 18) {
+		// In the short form with the oldest, the default and the newest version, in the long one with all.
+		version := []int{15, 18, 13, 14, 16, 17}[i%6]
+		t.Run(fmt.Sprintf("%d/%d", i, version), func(t *testing.T) {
 			random := chance(t)
-			a := pg.New(t, pg.Options{SegmentSizeMB: 1})
+			a := pg.New(t, pg.Options{Version: version, SegmentSizeMB: 1 + 15*(i%2)})
 			dir := t.TempDir()
 			begin := a.Tick()
 			b := a.Standby("b", "wal_retrieve_retry_interval = 100ms")
@@ -190,7 +198,7 @@ func TestKilledAroundPromotion(t *testing.T) {
 			kill := func(n int) {
 				for i := range n {
 					r := ours(t).in(dir)
-					if i%2 == 1 {
+					if i%2 == 1 && version <= 15 {
 						r = theirs(t).in(dir)
 					}
 					r.start(b, "--no-loop")
