@@ -717,8 +717,7 @@ static void usage(void)
            "      --status-file=FILE write position, speed, lag and state there once a second, as JSON\n"
            "      --suffix=SUFFIX    a complete segment's file may also end in SUFFIX (\".enc\"); may be repeated\n"
            "      --wal-segsize=SIZE\n"
-           "                         size of WAL segments for --check, in megabytes (default: as the files say)\n"
-           "  METHOD is gzip, lz4, zstd or none.\n",
+           "                         size of WAL segments for --check, in megabytes (default: as the files say)\n",
            progname);
     printf("\nThis is the receivewal program of libreceivewal %s.\n", receivewal_version_string());
 }
