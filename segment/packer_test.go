@@ -479,3 +479,28 @@ func TestFillsAHole(t *testing.T) {
 		})
 	}
 }
+
+// A new segment's file gets its name as soon as its header is there, without a flush: it tells the next receive where to go on.
+func TestCompressedIsShown(t *testing.T) {
+	for _, method := range []Compression{Gzip, LZ4, Zstd} {
+		inBubble(t, method.String(), func(t *testing.T) {
+			disk, d := openDisk(t, nil)
+			w := d.NewWriter(WriterOptions{Timeline: 1, Start: begin, Size: tiny, SystemIdentifier: testSystem, History: server.history(1), Compression: method})
+			for _, at := range []LSN{begin, begin + LSN(tiny)} {
+				partial := At(1, at, tiny).Name(tiny) + method.Suffix() + ".partial"
+				add(t, w, at, at+39)
+				if _, found := disk.contents()[partial]; found {
+					t.Errorf("%s is there before its header", partial)
+				}
+				add(t, w, at+39, at+60)
+				if have, _ := io.ReadAll(decoder(method, bytes.NewReader(disk.contents()[partial]))); !bytes.Equal(have, server.wal(1, at, at+60)) || w.Partial() != partial {
+					t.Errorf("%s holds %d bytes; partial is %q", partial, len(have), w.Partial())
+				}
+				add(t, w, at+60, at+LSN(tiny))
+			}
+			if err := w.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
