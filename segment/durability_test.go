@@ -351,7 +351,7 @@ func (r *receiver) receive(until LSN) (err error) {
 func (r *receiver) stream(d *Directory, timeline Timeline, at, end LSN, history History) (err error) {
 	news := make(chan struct{}, 1)
 	r.at = timeline
-	r.w = d.NewWriter(WriterOptions{Timeline: timeline, Start: at, Size: tiny, SystemIdentifier: testSystem,
+	r.w = d.NewWriter(WriterOptions{nameAfter: time.Hour, Timeline: timeline, Start: at, Size: tiny, SystemIdentifier: testSystem,
 		History: history, Compression: r.method(r.run), CompressionLevel: min(1, int(r.method(r.run))), Notify: func() {
 			select {
 			case news <- struct{}{}:

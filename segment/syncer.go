@@ -55,10 +55,11 @@ func (w *Writer) nextWork() (*openSegment, LSN, bool) {
 	}
 }
 
-// readable is, with mu held, the end of what can be read from a segment's file.
+// readable is, with mu held, the end of what can be read from a segment's file. What a worker has stored while Append has not returned yet
+// is not: it is not known yet how much of it the old files hold.
 func (w *Writer) readable(s *openSegment) LSN {
 	if s.pack != nil {
-		return s.pack.stored
+		return min(s.pack.stored, w.Written())
 	}
 	return min(w.Written(), s.id.End(w.o.Size))
 }
@@ -209,6 +210,9 @@ func (w *Writer) retire(s *openSegment) error {
 // segment: it is replaced.
 func (w *Writer) complete(s *openSegment) error {
 	partial, final := w.partialName(s.id), w.name(s.id)
+	if !s.visible {
+		return fmt.Errorf("%w: segment %s is complete, but has no name", ErrInternal, final)
+	}
 	if err := w.d.dir.Rename(partial, final); err != nil {
 		return failure("rename file", w.d.full(partial), err)
 	}

@@ -1,6 +1,7 @@
 package segment
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -30,6 +31,8 @@ type WriterOptions struct {
 	Compression        Compression
 	CompressionLevel   int
 	CompressionWorkers int
+
+	nameAfter time.Duration // 0: the constant of that name. Tests in which operations are counted must not depend on the clock
 }
 
 // Writer writes one timeline's WAL into segments.
@@ -305,7 +308,7 @@ func (w *Writer) nameInTime(s *openSegment) {
 		s.overdue = true
 		return
 	}
-	time.AfterFunc(nameAfter, func() {
+	time.AfterFunc(cmp.Or(w.o.nameAfter, nameAfter), func() {
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		s.overdue = true
