@@ -439,7 +439,10 @@ type diskFile struct {
 }
 
 func (f *diskFile) start(k kind) error {
-	err := f.d.start(k, f.name)
+	f.d.mu.Lock()
+	name := f.name
+	f.d.mu.Unlock()
+	err := f.d.start(k, name)
 	if f.closed {
 		panic(fmt.Sprintf("%s %s after it was closed", k, f.name))
 	}

@@ -216,6 +216,7 @@ func (d *osDir) renameToFree(from, to string) error {
 func (d *osDir) Replace(file File, name string) error {
 	f := file.(*osFile)
 	if f.hidden == "" {
+		defer unix.Unlinkat(d.fd(), hiddenFolder, unix.AT_REMOVEDIR) // nothing else is in it
 		if err := unix.Mkdirat(d.fd(), hiddenFolder, 0o700); err != nil && !errors.Is(err, unix.EEXIST) {
 			return err
 		}

@@ -31,6 +31,9 @@ func unpack(t testing.TB, dir string, size uint64) string {
 	}
 	longest := map[string]int{}
 	for _, entry := range entries {
+		if entry.Name() == ".receivewal" {
+			continue // a file was about to take the name of another; the next start removes what it left here
+		}
 		name, partial := strings.CutSuffix(entry.Name(), ".partial")
 		data, err := os.ReadFile(filepath.Join(dir, entry.Name()))
 		if err != nil {
@@ -43,6 +46,9 @@ func unpack(t testing.TB, dir string, size uint64) string {
 			}
 			name = base
 			tool := exec.Command(m.tool, "-dc")
+			if partial && m.tool == "zstd" {
+				data = append(data, make([]byte, 3000)...) // docs/restore.md says why
+			}
 			tool.Stdin = bytes.NewReader(data)
 			var said strings.Builder
 			tool.Stderr = &said
@@ -227,7 +233,7 @@ func TestOldTail(t *testing.T) {
 			c.WaitGone(short.name)
 			end := c.Generate(1)
 			ours(t).in(dir).receive(c, end, "-Z", method, "--synchronous")
-			verify(t, c, unpack(t, dir, c.SegmentSize), begin, end)
+			c.ComparePartial(unpack(t, dir, c.SegmentSize), 1, end)
 			c.SwitchWAL()
 			end = c.Tick()
 			ours(t).in(dir).receive(c, end, "-Z", method)
