@@ -63,7 +63,8 @@ func TestLimit(t *testing.T) {
 			}
 		}
 		begin := func(device, n int, call func(Dir, File)) {
-			for range n {
+			calls := make([]func(), n) // all are opened before one of them takes a turn
+			for i := range calls {
 				d, err := limited.OpenDir(fmt.Sprint(device))
 				if err != nil {
 					t.Fatal(err)
@@ -72,7 +73,10 @@ func TestLimit(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				go call(d, f)
+				calls[i] = func() { call(d, f) }
+			}
+			for _, c := range calls {
+				go c()
 			}
 		}
 		begin(1, 5, func(d Dir, f File) { f.Sync() })
