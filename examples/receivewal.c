@@ -156,14 +156,25 @@ static void say_error(receivewal *rw)
 /* What the handler touches. It may run on any thread of the process, so plain sig_atomic_t would not do. */
 static atomic_bool stop_asked;
 static _Atomic(receivewal *) receiving; /* the handle whose receive is to be stopped */
+static _Atomic time_t stop_time;        /* when the first signal came, by the monotonic clock; 0: none has */
 static int wake_pipe[2];                /* has a byte to read once a stop was asked for */
+
+#define SAME_SIGNAL 1 /* seconds in which another signal is the same request: timeout(1) signals the program and then its group */
 
 static void on_signal(int signo)
 {
     int saved_errno = errno;
     receivewal *rw = atomic_load(&receiving);
 
-    (void) signo;
+    struct timespec now = { 0 };
+    time_t none = 0;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    if (!atomic_compare_exchange_strong(&stop_time, &none, now.tv_sec + 1) && now.tv_sec + 1 > none + SAME_SIGNAL)
+    {
+        signal(signo, SIG_DFL);
+        raise(signo); /* once this handler has returned */
+    }
     atomic_store(&stop_asked, true);
     if (rw != NULL)
         receivewal_stop(rw);
@@ -175,12 +186,12 @@ static void on_signal(int signo)
 }
 
 /*
- * SIGINT and SIGTERM end the program once what was received is safe. SA_RESETHAND: the second one ends it on the spot.
+ * SIGINT and SIGTERM end the program once what was received is safe. Another one, some time later, ends it on the spot.
  * SA_ONSTACK: the handler may be called on a thread of the library's core, whose stacks are small.
  */
 static void catch_signals(void)
 {
-    struct sigaction action = { .sa_handler = on_signal, .sa_flags = SA_RESETHAND | SA_ONSTACK };
+    struct sigaction action = { .sa_handler = on_signal, .sa_flags = SA_ONSTACK };
 
     if (pipe(wake_pipe) != 0)
         die("could not create pipe: %s", strerror(errno));

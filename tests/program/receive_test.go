@@ -364,7 +364,8 @@ func TestSecondSignal(t *testing.T) {
 	syscall.Kill(sender, syscall.SIGSTOP)
 	defer syscall.Kill(sender, syscall.SIGCONT)
 	receiver.signal(syscall.SIGINT)
-	time.Sleep(time.Second)
+	receiver.signal(syscall.SIGINT) // the same request: timeout(1) signals a program, and then its group
+	time.Sleep(2500 * time.Millisecond)
 	select {
 	case <-receiver.done:
 		t.Fatal("the stop does not wait for the server")
