@@ -195,7 +195,7 @@ func TestMirrorFails(t *testing.T) {
 					if g := p.s.Progress(); g.FlushedLSN > 0x500000 {
 						t.Errorf("%+v", g)
 					}
-					for _, e := range p.events {
+					for _, e := range p.heard() {
 						if strings.HasPrefix(e, "completed 000000010000000000000005") {
 							t.Error(e)
 						}
@@ -208,7 +208,7 @@ func TestMirrorFails(t *testing.T) {
 				p.wal(0x300000, 100)
 				p.wal(0x300064, 3<<20+900)
 				failed := func() (n int) {
-					for _, e := range p.events {
+					for _, e := range p.heard() {
 						if strings.HasPrefix(e, "m1 failed: ") {
 							n++
 						}
@@ -216,16 +216,16 @@ func TestMirrorFails(t *testing.T) {
 					return n
 				}
 				time.Sleep(5 * mirrorRetry) // it is tried again, and fails again
-				if failed() != 1 || slices.Contains(p.events, "m1 restored") {
-					t.Errorf("%q", p.events)
+				if failed() != 1 || slices.Contains(p.heard(), "m1 restored") {
+					t.Errorf("%q", p.heard())
 				}
 				if g := p.s.Progress(); g.Mirrors != 1 || g.MirrorsFailed != 1 || g.FlushedLSN != 0x6003E8 {
 					t.Errorf("%+v", g)
 				}
 				broken.Store(false)
 				time.Sleep(2 * mirrorRetry)
-				if g := p.s.Progress(); g.Mirrors != 2 || g.MirrorsFailed != 0 || !slices.Contains(p.events, "m1 restored") {
-					t.Errorf("%+v %q", g, p.events)
+				if g := p.s.Progress(); g.Mirrors != 2 || g.MirrorsFailed != 0 || !slices.Contains(p.heard(), "m1 restored") {
+					t.Errorf("%+v %q", g, p.heard())
 				}
 				p.follows(mirrors[0])
 				p.wal(0x6003E8, 2<<20)
@@ -234,7 +234,7 @@ func TestMirrorFails(t *testing.T) {
 				p.equals(mirrors[1])
 				p.hasWAL(1, 0x300000, 0x8003E8)
 				if failed() != 1 {
-					t.Errorf("%q", p.events)
+					t.Errorf("%q", p.heard())
 				}
 			})
 		})
@@ -297,13 +297,13 @@ func TestMirrorHangs(t *testing.T) {
 					t.Errorf("the receive was held up for %s", d)
 				}
 				time.Sleep(2 * mirrorPatience)
-				if len(p.events) == 0 || !slices.Contains(p.events, "m1 failed: it has not answered for 1m0s") {
-					t.Errorf("%q", p.events)
+				if len(p.heard()) == 0 || !slices.Contains(p.heard(), "m1 failed: it has not answered for 1m0s") {
+					t.Errorf("%q", p.heard())
 				}
 				release()
 				time.Sleep(2 * mirrorRetry)
-				if !slices.Contains(p.events, "m1 restored") {
-					t.Errorf("%q", p.events)
+				if !slices.Contains(p.heard(), "m1 restored") {
+					t.Errorf("%q", p.heard())
 				}
 				p.follows(mirrors[0])
 				p.stopped()
@@ -335,8 +335,8 @@ func TestEndWithHangingMirror(t *testing.T) {
 				if d := time.Since(begin); d < mirrorGrace || d > mirrorGrace+time.Hour { // stopped waits an hour
 					t.Errorf("after %s", d)
 				}
-				if last := p.events[len(p.events)-1]; !strings.HasPrefix(last, "m1 failed: it did not answer") {
-					t.Errorf("%q", p.events)
+				if last := p.heard()[len(p.heard())-1]; !strings.HasPrefix(last, "m1 failed: it did not answer") {
+					t.Errorf("%q", p.heard())
 				}
 				p.equals(mirrors[1])
 				release()
@@ -360,7 +360,7 @@ func TestMirrorDoesNotKeepUp(t *testing.T) {
 		p.begin(Options{Slot: "s", StartLSN: 0x300000, Mirrors: paths}, 0x300000)
 		for lsn := segment.LSN(0x300000); lsn < 0x300000+segments*mib; lsn += mib {
 			p.wal(lsn, 1<<20)
-			failed := slices.Contains(p.events, "m1 failed: it does not keep up: more than 64 MiB wait for it")
+			failed := slices.Contains(p.heard(), "m1 failed: it does not keep up: more than 64 MiB wait for it")
 			if waits := lsn + mib - 0x300000; failed != (waits > mirrorBytes) {
 				t.Fatalf("%d bytes wait, let go: %t", waits, failed)
 			}
@@ -408,7 +408,7 @@ func TestMirrorLags(t *testing.T) {
 		p.startReplication(0x900000)
 		p.wal(0x900000, 1000)
 		p.stopped()
-		told := slices.DeleteFunc(p.events, func(e string) bool { return !strings.HasPrefix(e, "m1") })
+		told := slices.DeleteFunc(p.heard(), func(e string) bool { return !strings.HasPrefix(e, "m1") })
 		want := []string{"m1 hole 0/400000-0/900000", "m1 filled 0/400000-0/600000", "m1 lost 0/600000-0/700000", "m1 filled 0/700000-0/900000"}
 		if !slices.Equal(told, want) {
 			t.Errorf("%q, expected %q", told, want)
@@ -428,8 +428,8 @@ func TestMirrorLags(t *testing.T) {
 			if repair == RepairGoOn {
 				want = append(want, "m2 filled 0/400000-0/800000")
 			}
-			if !slices.Equal(p.events, want) {
-				t.Errorf("%q, expected %q", p.events, want)
+			if !slices.Equal(p.heard(), want) {
+				t.Errorf("%q, expected %q", p.heard(), want)
 			}
 		}
 		for name, f := range p.dir.names {
@@ -553,7 +553,7 @@ func TestRequiredMirrorIsWaitedFor(t *testing.T) {
 		if g := p.s.Progress(); g.FlushedLSN != 0x3003E8 || g.WrittenLSN != 0x4003E8 || g.Mirrors != 2 {
 			t.Errorf("%+v", g)
 		}
-		if slices.Contains(p.events, "completed 000000010000000000000003 0/300000-0/400000") {
+		if slices.Contains(p.heard(), "completed 000000010000000000000003 0/300000-0/400000") {
 			t.Error("a segment is complete that is not durable in a mirror")
 		}
 		// The server has to wait as well.
@@ -580,7 +580,7 @@ func TestRequiredMirrorIsWaitedFor(t *testing.T) {
 		p.stopped()
 		p.equals(mirrors[0])
 		p.equals(mirrors[1])
-		if !slices.Contains(p.events, "completed 000000010000000000000003 0/300000-0/400000") {
+		if !slices.Contains(p.heard(), "completed 000000010000000000000003 0/300000-0/400000") {
 			t.Error("a complete segment was not told of")
 		}
 	})
@@ -640,17 +640,17 @@ func TestMirrorComesBack(t *testing.T) {
 				time.Sleep(2 * mirrorRetry)
 				broken.Store(false)
 				time.Sleep(2 * mirrorRetry)
-				restored := slices.Contains(p.events, "m1 restored")
+				restored := slices.Contains(p.heard(), "m1 restored")
 				if restored != test.readable {
-					t.Errorf("back: %t; %q", restored, p.events)
+					t.Errorf("back: %t; %q", restored, p.heard())
 				}
 				p.wal(0x8003E8, 1<<20)
 				time.Sleep(time.Minute)
-				if !slices.Contains(p.events, "m1 restored") {
-					t.Errorf("it never came back: %q", p.events)
+				if !slices.Contains(p.heard(), "m1 restored") {
+					t.Errorf("it never came back: %q", p.heard())
 				}
 				p.stopped()
-				lost := slices.DeleteFunc(slices.Clone(p.events), func(e string) bool { return !strings.Contains(e, " lost ") })
+				lost := slices.DeleteFunc(slices.Clone(p.heard()), func(e string) bool { return !strings.Contains(e, " lost ") })
 				switch test.gone {
 				case "", "000000010000000000000005 to .zst.aes":
 					if len(lost) != 0 {
@@ -790,8 +790,8 @@ func TestRequiredMirrorIsFull(t *testing.T) {
 			ReceiveTimeout: -1, StatusInterval: -1})
 		p.is(p.serve())
 		p.equals(mirrors[0])
-		if !slices.ContainsFunc(p.events, func(e string) bool { return strings.HasPrefix(e, "full: mirror \"m1\": ") }) {
-			t.Errorf("%q", p.events)
+		if !slices.ContainsFunc(p.heard(), func(e string) bool { return strings.HasPrefix(e, "full: mirror \"m1\": ") }) {
+			t.Errorf("%q", p.heard())
 		}
 		p.usable()
 	})
@@ -819,8 +819,8 @@ func TestMirrorWithAHole(t *testing.T) {
 			time.Sleep(5 * mirrorRetry)
 			p.stopped()
 		}
-		if !slices.Equal(p.events, want) {
-			t.Errorf("%q, expected %q", p.events, want)
+		if !slices.Equal(p.heard(), want) {
+			t.Errorf("%q, expected %q", p.heard(), want)
 		}
 	})
 }

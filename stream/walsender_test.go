@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -258,6 +259,13 @@ func (p *play) receive(o Options) {
 	})
 }
 
+// heard is what events have come so far.
+func (p *play) heard() []string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Clone(p.events)
+}
+
 // tellers notes the events; all must come from one goroutine.
 func (p *play) tellers(owner string) Events {
 	tell := func(format string, args ...any) error {
@@ -266,7 +274,9 @@ func (p *play) tellers(owner string) Events {
 		}
 		text := fmt.Sprintf(format, args...)
 		if text != "progress" {
+			p.mu.Lock()
 			p.events = append(p.events, text)
+			p.mu.Unlock()
 		}
 		if p.on != nil {
 			return p.on(text)
