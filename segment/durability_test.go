@@ -133,6 +133,7 @@ type scenario struct {
 	behind  bool              // the disk is slow: data is appended faster
 	stops   []LSN             // where receives end; the last one ends at finish
 	methods []Compression     // of each receive; the last one of all that remain
+	live    bool              // the Writer is Synchronous, and knows that the data is new; Sync instead of Flush
 }
 
 // method is the compression of the i-th receive.
@@ -146,9 +147,10 @@ func (s scenario) method(i int) Compression {
 // hasZstd tells whether pg_receivewal doesn't understand all files.
 func (s scenario) hasZstd() bool { return slices.Contains(s.methods, Zstd) }
 
-// compresses tells whether anything is compressed: by a worker beside the syncer, so that the order of operations is left to chance.
+// compresses tells whether anything is compressed, or filled with zeros: beside the syncer, so that the order of operations is left to
+// chance.
 func (s scenario) compresses() bool {
-	return slices.ContainsFunc(s.methods, func(c Compression) bool { return c != Plain })
+	return s.live || slices.ContainsFunc(s.methods, func(c Compression) bool { return c != Plain })
 }
 
 // The scenarios' server: its timeline 1 ends in the middle of segment 8. Receiving begins at segment 5 and
@@ -172,6 +174,11 @@ func scenarios() []scenario {
 		{name: "from nothing", piece: 97, flush: 2, stops: []LSN{7*LSN(tiny) + 130}},
 		{name: "small pieces, each flushed", piece: 30, flush: 1},
 		{name: "never flushed", piece: 1000, stops: []LSN{6 * LSN(tiny), 9 * LSN(tiny), 9*LSN(tiny) + 20}},
+		{name: "synchronous", piece: 60, flush: 1, live: true, stops: []LSN{7*LSN(tiny) + 130}},
+		{name: "synchronous, compressed partial", piece: 60, flush: 1, live: true, flushed: 6*LSN(tiny) + 150, files: map[string][]byte{
+			name(1, 5):                  from(5, int(tiny)),
+			name(1, 6) + ".lz4.partial": cutLZ4(from(6, 150)),
+		}},
 		{name: "disk behind", piece: 97, flush: 5, behind: true, stops: []LSN{6*LSN(tiny) + 1}},
 		{name: "empty partial", piece: 97, flush: 2, files: map[string][]byte{name(1, 5) + ".partial": nil}},
 		{name: "short partial", piece: 70, flush: 1, flushed: begin + 100,
@@ -356,13 +363,14 @@ func (r *receiver) receive(until LSN) (err error) {
 func (r *receiver) stream(d *Directory, timeline Timeline, at, end LSN, history History) (err error) {
 	news := make(chan struct{}, 1)
 	r.at = timeline
-	r.w = d.NewWriter(WriterOptions{nameAfter: time.Hour, Timeline: timeline, Start: at, Size: tiny, SystemIdentifier: testSystem,
+	r.w = d.NewWriter(WriterOptions{nameAfter: time.Hour, Synchronous: r.live, Timeline: timeline, Start: at, Size: tiny, SystemIdentifier: testSystem,
 		History: history, Compression: r.method(r.run), CompressionLevel: min(1, int(r.method(r.run))), Notify: func() {
 			select {
 			case news <- struct{}{}:
 			default:
 			}
 		}})
+	r.w.Live(r.live)
 	defer func() {
 		closeErr := r.w.Close()
 		if err == nil {
@@ -392,7 +400,11 @@ func (r *receiver) stream(d *Directory, timeline Timeline, at, end LSN, history 
 		}
 		at += LSN(took)
 		if r.flush > 0 && n%r.flush == 0 {
-			r.w.Flush()
+			if r.live {
+				r.w.Sync()
+			} else {
+				r.w.Flush()
+			}
 		}
 		synctest.Wait() // until the syncer has nothing left to do, or waits for a slow disk
 		r.observe()

@@ -123,5 +123,8 @@ func (s *spare) close() error {
 	}
 	f := s.file
 	s.file = nil
-	return f.Close()
+	if err := f.Close(); err != nil {
+		return failure("close the next segment's file in", s.d.path, err)
+	}
+	return nil
 }
