@@ -97,16 +97,17 @@ func zero(f File, from, to int64) error {
 	return f.Sync()
 }
 
-// take gives the file away, if it is finished; else nil, and it goes on being one for the segment after.
+// take gives the file away, if there is one: also where not all of it is zeros yet, since it has its space, and there may be no more. It
+// waits for the piece that is being written.
 func (s *spare) take() File {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.wanted, s.failed = 0, false
-	if s.working || s.zeroed < s.size {
-		return nil
+	s.wanted = 0
+	for s.working {
+		s.idle.Wait()
 	}
 	f := s.file
-	s.file, s.zeroed = nil, 0
+	s.file, s.zeroed, s.failed = nil, 0, false
 	return f
 }
 

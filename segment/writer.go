@@ -376,7 +376,7 @@ func (w *Writer) open(id ID) (s *openSegment, err error) {
 
 // create makes a new file for a segment. One that will be flushed often is full of zeros.
 func (w *Writer) create(name string) (File, error) {
-	if w.spare != nil && w.live {
+	if w.spare != nil {
 		if f := w.spare.take(); f != nil {
 			return f, nil
 		}

@@ -171,7 +171,7 @@ func TestCompletion(t *testing.T) {
 		words string // bash has taken "=" and ":" for words
 		want  []string
 	}{
-		{"receivewal --s", []string{"--slot=", "--status-interval=", "--synchronous"}},
+		{"receivewal --s", []string{"--slot-wait=", "--slot=", "--status-file=", "--status-interval=", "--suffix=", "--synchronous"}},
 		{"receivewal -v --no-l", []string{"--no-loop"}},
 		{"receivewal -D " + dir + "/w", wal},
 		{"receivewal -v --directory " + dir + "/w", wal},
