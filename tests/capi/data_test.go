@@ -113,6 +113,10 @@ func TestDataHoldsBack(t *testing.T) {
 				}
 				flushed, written := must(pg.ParseLSN(at[0])), must(pg.ParseLSN(at[1]))
 				taken := lastLSN(t, p, "has")
+				for i := 0; i < 20 && flushed > taken; i++ { // what the host has printed takes a moment to get here; not MiB of it
+					time.Sleep(10 * time.Millisecond)
+					taken = lastLSN(t, p, "has")
+				}
 				if flushed > taken && lastLSN(t, p, "begins") != flushed {
 					t.Errorf("%s is reported flushed, but only %s was taken", flushed, taken)
 				}
