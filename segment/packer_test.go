@@ -485,7 +485,7 @@ func TestCompressedIsShown(t *testing.T) {
 	for _, method := range []Compression{Gzip, LZ4, Zstd} {
 		inBubble(t, method.String(), func(t *testing.T) {
 			disk, d := openDisk(t, nil)
-			w := d.NewWriter(WriterOptions{nameAfter: 1, Timeline: 1, Start: begin, Size: tiny, SystemIdentifier: testSystem, History: server.history(1), Compression: method})
+			w := d.NewWriter(WriterOptions{nameAfter: -1, Timeline: 1, Start: begin, Size: tiny, SystemIdentifier: testSystem, History: server.history(1), Compression: method})
 			for _, at := range []LSN{begin, begin + LSN(tiny)} {
 				partial := At(1, at, tiny).Name(tiny) + method.Suffix() + ".partial"
 				add(t, w, at, at+39)

@@ -32,7 +32,7 @@ type WriterOptions struct {
 	CompressionLevel   int
 	CompressionWorkers int
 
-	nameAfter time.Duration // 0: the constant of that name. Tests in which operations are counted must not depend on the clock
+	nameAfter time.Duration // 0: the constant of that name; negative: none. Tests in which operations are counted must not depend on the clock
 }
 
 // Writer writes one timeline's WAL into segments.
@@ -304,7 +304,7 @@ const nameAfter = 100 * time.Millisecond
 
 // nameInTime sees to it, with mu held, that a segment without a name gets one in time.
 func (w *Writer) nameInTime(s *openSegment) {
-	if s.id.LSN(w.o.Size) == w.o.Start {
+	if s.id.LSN(w.o.Size) == w.o.Start || w.o.nameAfter < 0 {
 		s.overdue = true
 		return
 	}
