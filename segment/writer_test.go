@@ -388,8 +388,14 @@ func TestSyncerFails(t *testing.T) {
 			}
 			at := begin
 			for n := 0; w.Err() == nil; n++ {
-				add(t, w, at, at+30)
-				at += 30
+				for end := at + 30; at < end && w.Err() == nil; {
+					took, err := w.Append(at, server.wal(1, at, end))
+					if err != nil {
+						t.Fatal(err)
+					}
+					at += LSN(took)
+					synctest.Wait() // or the next segment is begun while the syncer fails
+				}
 				if n%3 == 2 {
 					w.Flush()
 					synctest.Wait()

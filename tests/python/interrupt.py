@@ -14,13 +14,14 @@ import receivewal
 random.seed(7)
 
 
-def interrupt(after):
+def interrupt(after, begin=True):
     def send():
         time.sleep(after)
         os.kill(os.getpid(), signal.SIGINT)
 
     thread = threading.Thread(target=send)
-    thread.start()
+    if begin:
+        thread.start()
     return thread
 
 
@@ -34,8 +35,9 @@ def rounds(receive, n):
     interrupted = 0
     with receivewal.attach(conn) as rw:
         for _ in range(n):
-            thread = interrupt(random.random() * 0.05)
+            thread = interrupt(random.random() * 0.05, begin=False)
             try:
+                thread.start()  # the signal may come before this has returned
                 receive(rw, start)
                 while True:
                     time.sleep(0.001)
