@@ -2,8 +2,6 @@ package segment
 
 import (
 	"errors"
-	"fmt"
-	"runtime/debug"
 	"sync"
 )
 
@@ -173,11 +171,7 @@ const (
 
 // packSegment packs a segment to its end. It returns the encoder for the next one.
 func (w *Writer) packSegment(s *openSegment, e encoder) (_ encoder, err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			err = fmt.Errorf("%w: %v\n%s", ErrInternal, p, debug.Stack())
-		}
-	}()
+	defer recovered(&err)
 	if e == nil {
 		if e, err = newEncoder(w.o.Compression, w.o.CompressionLevel, w.o.Size); err != nil {
 			return nil, err

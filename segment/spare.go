@@ -71,9 +71,9 @@ func (s *spare) work() {
 }
 
 // more writes the next zeros, to a new file if there is none.
-func (s *spare) more(f File, from int64) (File, error) {
+func (s *spare) more(f File, from int64) (_ File, err error) {
+	defer recovered(&err)
 	if f == nil {
-		var err error
 		if f, err = s.d.dir.Create(s.d.mode); err != nil {
 			return nil, err
 		}

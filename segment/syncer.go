@@ -100,13 +100,16 @@ func (w *Writer) checked(written LSN) LSN {
 	return written
 }
 
+// recovered makes an error of a panic, which must not end the host's process. It must be deferred directly.
+func recovered(err *error) {
+	if p := recover(); p != nil {
+		*err = fmt.Errorf("%w: %v\n%s", ErrInternal, p, debug.Stack())
+	}
+}
+
 // forward makes the segment's data durable up to end, under the name that is due to it.
 func (w *Writer) forward(s *openSegment, end LSN) (err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			err = fmt.Errorf("%w: %v\n%s", ErrInternal, p, debug.Stack())
-		}
-	}()
+	defer recovered(&err)
 	complete := end == s.id.End(w.o.Size)
 	if err := w.sync(s); err != nil {
 		return err

@@ -20,6 +20,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Deadline bounds everything that the package waits for. It is only ever reached by a failure, so it is generous.
@@ -51,6 +53,7 @@ type Cluster struct {
 	tcp    bool
 	server *exec.Cmd
 	exited chan struct{} // closed once server has exited
+	shm    int           // id of the System V shared memory that the server has, and leaves behind when it is killed; 0: none
 }
 
 // New makes a cluster and starts it.
@@ -87,6 +90,7 @@ func New(t testing.TB, o Options) *Cluster {
 		"autovacuum = off",
 		"fsync = off",
 		"shared_buffers = '32MB'",
+		"dynamic_shared_memory_type = mmap", // files in the data directory, which go with it, also after a kill
 		"log_min_messages = info",
 		"log_replication_commands = on",
 		"log_line_prefix = '%m [%p] %a '",
@@ -133,6 +137,7 @@ func prepare(t testing.TB, version int, segmentSize uint64, tcp bool) *Cluster {
 			t.Logf("server log of %s (end):\n%s", dir, tail(filepath.Join(dir, "log"), 16<<10))
 		}
 		c.kill()
+		c.removeSharedMemory()
 		os.RemoveAll(dir)
 		release()
 	})
@@ -143,7 +148,12 @@ func prepare(t testing.TB, version int, segmentSize uint64, tcp bool) *Cluster {
 // stops the server and removes its folder. The function that it returns ends it after a regular clean-up.
 func (c *Cluster) guard() func() {
 	script := `read -r word; [ "$word" = done ] && exit
-kill -QUIT "$(head -n 1 "$1/data/postmaster.pid")" 2>/dev/null; sleep 2; rm -rf "$1"`
+kill -QUIT "$(head -n 1 "$1/data/postmaster.pid")" 2>/dev/null; sleep 2
+read -r _ shm <<END
+$(sed -n 7p "$1/data/postmaster.pid" 2>/dev/null)
+END
+[ -z "$shm" ] || ipcrm -m "$shm"
+rm -rf "$1"`
 	shell := exec.Command("/bin/sh", "-c", script, "guard", c.Dir)
 	shell.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	in, err := shell.StdinPipe()
@@ -191,7 +201,8 @@ func (c *Cluster) start() error {
 	go func() { server.Wait(); close(exited) }()
 	c.server, c.exited = server, exited
 
-	// The eighth line of postmaster.pid is the state, as pg_ctl reads it (wait_for_postmaster in pg_ctl.c).
+	// The eighth line of postmaster.pid is the state, as pg_ctl reads it (wait_for_postmaster in pg_ctl.c); the seventh has key
+	// and id of the shared memory (CreateLockFile in miscinit.c).
 	for end := time.Now().Add(Deadline); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
 		select {
 		case <-exited:
@@ -201,6 +212,10 @@ func (c *Cluster) start() error {
 		text, _ := os.ReadFile(filepath.Join(c.DataDir, "postmaster.pid"))
 		lines := strings.Split(string(text), "\n")
 		if len(lines) >= 8 && lines[0] == strconv.Itoa(server.Process.Pid) && strings.TrimSpace(lines[7]) == "ready" {
+			var key int
+			if _, err := fmt.Sscan(lines[6], &key, &c.shm); err != nil {
+				return fmt.Errorf("the shared memory in postmaster.pid, %q: %w", lines[6], err)
+			}
 			return nil
 		}
 	}
@@ -219,6 +234,7 @@ func (c *Cluster) Stop(mode syscall.Signal) {
 	c.t.Helper()
 	c.must(c.server.Process.Signal(mode))
 	c.waitExit()
+	c.shm = 0
 }
 
 // Restart stops the server in fast mode and starts it again.
@@ -257,6 +273,19 @@ func (c *Cluster) kill() {
 		syscall.Kill(pid, syscall.SIGKILL)
 	}
 	<-c.exited
+}
+
+// removeSharedMemory does what a killed server could not do, and the next start in its data directory would: some thousand
+// left behind are all that a machine can have (SHMMNI).
+func (c *Cluster) removeSharedMemory() {
+	if c.shm == 0 {
+		return
+	}
+	_, err := unix.SysvShmCtl(c.shm, unix.IPC_RMID, nil)
+	if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.EIDRM) { // it is gone
+		c.t.Errorf("removing the shared memory of PostgreSQL %d: %v", c.Version, err)
+	}
+	c.shm = 0
 }
 
 func (c *Cluster) waitExit() {

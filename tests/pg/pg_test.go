@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // Every version starts, writes WAL, survives a stop and a crash, feeds a standby, and the standby can be promoted.
@@ -46,6 +48,42 @@ func TestEveryVersion(t *testing.T) {
 			s.Configure("log_disconnections = off")
 			if got := s.SQL("show log_disconnections"); got != "off" {
 				t.Errorf("log_disconnections is %s", got)
+			}
+		})
+	}
+}
+
+// A server leaves nothing behind, killed or not: a machine has only some thousand System V shared memory segments.
+func TestNothingStays(t *testing.T) {
+	for what, end := range map[string]func(*Cluster){
+		"running":   func(*Cluster) {},
+		"killed":    func(c *Cluster) { c.Kill9() },
+		"restarted": func(c *Cluster) { c.Kill9(); c.Start() },
+		"stopped":   func(c *Cluster) { c.Stop(Fast) },
+		"crashed":   func(c *Cluster) { c.Stop(Immediate) },
+	} {
+		t.Run(what, func(t *testing.T) {
+			var dir string
+			var shm int
+			t.Run("server", func(t *testing.T) {
+				c := New(t, Options{})
+				dir, shm = c.Dir, c.shm
+				if _, err := unix.SysvShmCtl(shm, unix.IPC_STAT, new(unix.SysvShmDesc)); err != nil {
+					t.Errorf("the shared memory of a running server: %v", err)
+				}
+				if got := c.SQL("show dynamic_shared_memory_type"); got != "mmap" {
+					t.Errorf("its dynamic shared memory is %s", got)
+				}
+				end(c)
+				if c.shm != 0 {
+					shm = c.shm
+				}
+			})
+			if _, err := unix.SysvShmCtl(shm, unix.IPC_STAT, new(unix.SysvShmDesc)); err == nil {
+				t.Error("its shared memory is still there")
+			}
+			if _, err := os.Stat(dir); !os.IsNotExist(err) {
+				t.Errorf("its folder is still there: %v", err)
 			}
 		})
 	}
