@@ -60,6 +60,8 @@ class Queue:
         meanwhile, and may raise."""
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
+            if _exiting and threading.current_thread() is not threading.main_thread():
+                threading.Event().wait()  # a daemon thread, which ends here: there is nobody to tell any more
             if self._items:
                 return self._items.popleft()
             if self._end is not None and not self._items:  # the last item comes before the end
@@ -206,7 +208,8 @@ class Lease:
             self.left_usable, self.last = self.usable(), self.progress()
             self.released = True
         self.library.receivewal_detach(self.handle)
-        self.queue.close()
+        if not self.abandoned:
+            self.queue.close()  # else somebody may still be waiting: it is closed when it is collected
         self.loan.give_back()
 
     def abandon(self) -> None:
@@ -223,10 +226,13 @@ class Lease:
 
 
 leases: weakref.WeakSet[Lease] = weakref.WeakSet()
+_exiting = False
 
 
 def _at_exit() -> None:
     """The interpreter ends, perhaps in mid-stream: each receive ends cleanly first."""
+    global _exiting
+    _exiting = True
     left = [lease for lease in list(leases) if lease.pid == os.getpid() and not lease.released]
     for lease in left:
         lease.abandon()

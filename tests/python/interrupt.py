@@ -94,7 +94,7 @@ def test_segments_completed_until_then_are_told():
         start = rw.identify().lsn
         generate(5)
         seen, directory = [], folder()
-        interrupt(0.3)
+        interrupt(2)
         raises(KeyboardInterrupt, rw.receive, directory, start_lsn=start, on_segment=lambda s: seen.append(s.name))
         equal(seen, sorted(n for n in os.listdir(directory) if not n.endswith(".partial")))
         equal(len(seen) >= 5, True)

@@ -8,7 +8,10 @@ from checks import SEGMENT, equal, generate, run, sql, until
 
 import receivewal
 
+# What runs last gives daemon threads the time to say something.
 START = """
+import atexit, time
+atexit.register(time.sleep, 0.2)
 import sys, threading, receivewal
 from checks import physical, folder, until
 conn = physical("application_name=shutdown")
