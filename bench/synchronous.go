@@ -21,12 +21,20 @@ import (
 const noStandby = "limit: no standby"
 
 // standbys are the receivers that a server's commits wait for.
-func (o *options) standbys() []receiver {
-	return o.chosen(append([]receiver{
+func (o *options) standbys(more ...receiver) []receiver {
+	return o.chosen(append(append([]receiver{
 		{Name: ours, Command: []string{filepath.Join(o.programs, "receiver"), "-s", "-d", "{conninfo}", "-D", "{dir}", "-S", "{slot}"}},
 		{Name: pgReceivewal, Command: append(o.pgReceivewal(), "--synchronous", "--no-loop")},
 		{Name: noStandby},
-	}, o.more...))
+	}, more...), o.more...))
+}
+
+// limits are those that flush each piece of WAL. They need the size of segments, and stop while they fill a new one's file.
+func (o *options) limits(segmentMB int) []receiver {
+	limit := func(mode string) []string {
+		return []string{filepath.Join(o.programs, "limit"), mode, "{conninfo}", "{dir}", "{slot}", "", "FFFFFFFF/0", strconv.Itoa(segmentMB << 20)}
+	}
+	return []receiver{{Name: "limit: fdatasync", Command: limit("commit")}, {Name: "limit: direct I/O", Command: limit("direct")}}
 }
 
 // followers are the same receivers without synchronous mode.
@@ -129,7 +137,7 @@ func synchronous(o *options, out io.Writer) error {
 	if err := r.open(o); err != nil {
 		return err
 	}
-	receivers := o.standbys()
+	receivers := o.standbys(o.limits(16)...)
 	for range o.rounds {
 		round := r.nextRound()
 		if err := s.refresh(); err != nil {

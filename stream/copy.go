@@ -226,11 +226,14 @@ func (c *copyStream) await() error {
 	c.blind = time.Time{}
 	deadline := c.deadline()
 	if c.c.hot && c.c.short() {
-		behind := c.server.end >= c.next+gatherLag
-		if behind {
+		behind, quiet := c.server.end >= c.next+gatherLag, c.quiet()
+		switch {
+		case behind:
 			gather()
+		case quiet && !c.o.Synchronous:
+			c.c.pause(deadline)
 		}
-		if behind || c.quiet() {
+		if behind || quiet {
 			c.c.linger(deadline)
 		}
 	}
@@ -397,6 +400,7 @@ func (c *copyStream) takeWAL(b []byte, length int) (more bool, err error) {
 	if begin != c.next {
 		return false, fail(segment.ErrGap, "got WAL data at %s, expected %s", begin, c.next)
 	}
+	c.join()
 	return true, nil
 }
 

@@ -34,6 +34,8 @@ type heatable interface {
 	Cool() error
 	// Linger waits until there is something to read, or for so long, if the connection is hot. Nothing ends it earlier.
 	Linger(time.Duration)
+	// Pause waits for so long, whatever there is to read, if the connection is hot. Only the connection's end ends it earlier.
+	Pause(time.Duration)
 }
 
 // enter is the descriptor, if it is hot; else -1. leave follows.
@@ -104,6 +106,9 @@ func (s *Socket) Cool() error {
 // Linger waits until there is something to read, or for so long, if the connection is hot.
 func (s *Socket) Linger(limit time.Duration) { s.waitFor(unix.POLLIN, limit) }
 
+// Pause waits for so long, if the connection is hot.
+func (s *Socket) Pause(limit time.Duration) { s.waitFor(0, limit) }
+
 func (s *Socket) waitFor(events int16, limit time.Duration) bool {
 	fd := s.enter()
 	if fd < 0 {
@@ -121,6 +126,31 @@ func (s *Socket) late() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.closed || !s.writeBy.IsZero() && !time.Now().Before(s.writeBy)
+}
+
+// A stream that nobody waits for need not be read at each of the server's messages: what they cost is mostly the wake-up. While the
+// server is at work, but does not send much, it is read every pauseMost. The data that so waits in the socket would otherwise be in the
+// page cache; neither survives a power cut, and when it is flushed is up to the end of the segment or to the flush interval anyway.
+const (
+	pauseMost  = 20 * time.Millisecond
+	pauseLeast = time.Millisecond / 2
+	pauseAim   = 64 << 10 // bytes that a read should get: less than a socket holds, or the server would have to wait
+)
+
+// nextPause is how long to pause before the next read, after the last pause was followed by one of so many bytes.
+func nextPause(last time.Duration, got int) time.Duration {
+	switch {
+	case got > pauseAim:
+		last /= 4
+	case got > pauseAim/2:
+		last /= 2
+	case got < pauseAim/4:
+		last = min(2*last+pauseLeast, pauseMost)
+	}
+	if last < pauseLeast {
+		return 0
+	}
+	return last
 }
 
 // A server that catches us up sends as fast as it can, and we are faster: each of its pieces would be waited for, read and

@@ -144,3 +144,59 @@ func TestBusyConnectionIsHot(t *testing.T) {
 		t.Errorf("%d are still hot", hot.Load())
 	}
 }
+
+// What trickles is read now and then; a burst, or what the server is far ahead with, is read as fast as it comes.
+func TestNextPause(t *testing.T) {
+	pause := time.Duration(0)
+	for range 20 {
+		pause = nextPause(pause, 300)
+	}
+	if pause != pauseMost {
+		t.Errorf("it grows to %v", pause)
+	}
+	for _, step := range []struct {
+		got  int
+		want time.Duration
+	}{{pauseAim / 3, pauseMost}, {pauseAim/2 + 1, pauseMost / 2}, {pauseAim, pauseMost / 4}, {3 * pauseAim, pauseMost / 16}, {3 * pauseAim, 0}, {3 * pauseAim, 0}, {300, pauseLeast}} {
+		if pause = nextPause(pause, step.got); pause != step.want {
+			t.Errorf("after %d bytes %v, want %v", step.got, pause, step.want)
+		}
+	}
+}
+
+// A pause is not silence: the connection stays hot. It ends early where the deadline says so, and with the connection.
+func TestPause(t *testing.T) {
+	fd, server := pair(t)
+	s, err := DialFD(fd, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	s.Heat()
+	c := newWire(s)
+	c.hot, c.dense, c.lastRead = true, 2*denseReads, time.Now()
+	server.Write([]byte("x"))
+	began := time.Now()
+	for range 10 {
+		c.paused, c.got = pauseMost, 1
+		c.pause(time.Time{})
+	}
+	if took := time.Since(began); took < 10*pauseMost {
+		t.Errorf("10 pauses took %v", took)
+	}
+	if got, err := c.read(1, time.Time{}); !got || err != nil || !s.hot || !c.hot {
+		t.Errorf("%t, %v; hot: %t", got, err, c.hot)
+	}
+	began = time.Now()
+	c.paused = pauseMost
+	c.pause(began)
+	if took := time.Since(began); took >= pauseMost {
+		t.Errorf("beyond the deadline: %v", took)
+	}
+	server.Close()
+	began = time.Now()
+	s.Pause(testPatience)
+	if took := time.Since(began); took >= testPatience {
+		t.Error("a closed connection is waited for")
+	}
+}

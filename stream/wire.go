@@ -96,9 +96,10 @@ type wire struct {
 	lent bool // buf is of buffers
 	got  int  // how many bytes the last read got
 
-	lastRead time.Time // when something was read last
-	dense    int       // reads in a row that have not waited for long
-	hot      bool      // conn may be hot
+	lastRead time.Time     // when something was read last
+	dense    int           // reads in a row that have not waited for long
+	hot      bool          // conn may be hot
+	paused   time.Duration // before the last read
 	out      []byte
 
 	writeBy time.Time // the deadline that conn has for writing
@@ -209,10 +210,23 @@ func (c *wire) linger(deadline time.Time) {
 	}
 }
 
+// pause lets the server send some more, but not beyond deadline (zero: no matter). A wake is noticed only after it.
+func (c *wire) pause(deadline time.Time) {
+	c.paused = nextPause(c.paused, c.got)
+	limit := c.paused
+	if !deadline.IsZero() {
+		limit = min(limit, time.Until(deadline))
+	}
+	if limit > 0 {
+		c.warm.Pause(limit)
+		c.lastRead = time.Now() // to wait was our wish
+	}
+}
+
 // heat makes a connection hot that was never waited for for long; one that was is cool by itself.
 func (c *wire) heat(now time.Time) {
 	if now.Sub(c.lastRead) >= lingerTime {
-		c.dense, c.hot = 0, false
+		c.dense, c.hot, c.paused = 0, false, 0
 	} else if c.dense++; c.dense%denseReads == 0 && c.warm != nil {
 		c.warm.Heat()
 		c.hot = true
@@ -353,7 +367,7 @@ func (c *wire) release() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.warm != nil && c.warm.Cool() == nil {
-		c.dense, c.hot = 0, false
+		c.dense, c.hot, c.paused = 0, false, 0
 	}
 	c.poked, c.armed, c.writeBy = false, time.Time{}, time.Time{}
 	c.conn.SetDeadline(time.Time{})

@@ -2,15 +2,17 @@
  * limit.c: receivers that do as little as can be done, to show what the machine allows. They are no receivers to use: they check
  * nothing, resume nothing and lose everything on any error.
  *
- *     limit discard|inline|thread|splice CONNINFO DIRECTORY SLOT START_LSN END_LSN SEGMENT_SIZE
+ *     limit discard|inline|thread|splice|commit|direct CONNINFO DIRECTORY SLOT START_LSN END_LSN SEGMENT_SIZE
  *
  *     discard   reads the stream and drops it: what the WAL sender can send
  *     inline    fallocate, pwrite; at a segment's end fdatasync, rename and fsync of the directory, before it reads on
  *     thread    the same, but what belongs to a segment's end is done by another thread, for up to 8 segments
  *     splice    from the socket to the file without a copy in user space; nothing is synced
+ *     commit    what was read at once is flushed at once, and told to the server: pwrite and fdatasync in a file full of zeros
+ *     direct    the same past the page cache: O_DIRECT and pwritev2 with RWF_DSYNC
  *
  * libpq connects; then the stream is read straight from its socket. START_LSN and END_LSN are at segment boundaries;
- * an empty SLOT is none.
+ * an empty START_LSN is the beginning of the segment in which the server is, an empty SLOT is none. SIGINT ends it.
  *
  * BSD-3-Clause. See LICENSE.
  */
@@ -21,6 +23,7 @@
 #include <limits.h>
 #include <poll.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -28,6 +31,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 /* CopyData's own header, then that of XLogData: its type, start, end of WAL and time
@@ -36,7 +40,8 @@ enum { FRAME = 5, XLOGDATA = 25, KEEPALIVE = 18, BUFFER = 256 << 10, QUEUE = 8 }
 
 static int sock, dir, pipe_in, pipe_out;
 static uint64_t position, end, segment_size;
-static bool writes, threaded, splices;
+static bool writes, threaded, splices, commits, direct;
+static uint64_t flushed;
 static int file = -1;
 
 static _Noreturn void die(const char *format, ...)
@@ -135,6 +140,20 @@ static void segment_ends(void)
     pthread_mutex_unlock(&mutex);
 }
 
+/* So that a flush has no metadata to write. */
+static void fill_with_zeros(void)
+{
+    static const char zeros[BUFFER];
+
+    for (uint64_t at = 0; at < segment_size; at += BUFFER)
+        if (pwrite(file, zeros, BUFFER, (off_t)at) != BUFFER)
+            die("write: %s", strerror(errno));
+    if (fdatasync(file) != 0 || fsync(dir) != 0)
+        die("fsync: %s", strerror(errno));
+    if (direct && fcntl(file, F_SETFL, O_DIRECT) != 0)
+        die("O_DIRECT: %s", strerror(errno));
+}
+
 static void segment_begins(void)
 {
     char name[40], partial[60];
@@ -147,6 +166,8 @@ static void segment_begins(void)
         die("%s: %s", partial, strerror(errno));
     if ((error = posix_fallocate(file, 0, (off_t)segment_size)) != 0)
         die("fallocate: %s", strerror(error));
+    if (commits)
+        fill_with_zeros();
 }
 
 /* ------------------------------------------------------------------------------------------------------ the WAL */
@@ -188,6 +209,32 @@ static void write_wal(const char *data, size_t length)
     }
 }
 
+/* Direct writes are of whole blocks: the last one is kept, and written again with what follows. */
+static void write_directly(const char *data, size_t length)
+{
+    enum { BLOCK = 4096 };
+    static char block[BUFFER + BLOCK] __attribute__((aligned(BLOCK)));
+    static size_t kept; /* bytes at the beginning of block */
+
+    while (length > 0 && position < end)
+    {
+        const size_t n = fits(length);
+        const size_t whole = (kept + n + BLOCK - 1) / BLOCK * BLOCK;
+        const struct iovec piece = { block, whole };
+
+        memcpy(block + kept, data, n);
+        memset(block + kept + n, 0, whole - kept - n);
+        if (pwritev2(file, &piece, 1, (off_t)(position % segment_size - kept), RWF_DSYNC) != (ssize_t)whole)
+            die("write: %s", strerror(errno));
+        kept += n;
+        memmove(block, block + kept / BLOCK * BLOCK, kept % BLOCK);
+        kept %= BLOCK;
+        moved(n);
+        data += n;
+        length -= n;
+    }
+}
+
 static void splice_wal(size_t length)
 {
     while (length > 0 && position < end)
@@ -225,13 +272,14 @@ static void send_all(const char *data, size_t length)
     }
 }
 
-/* Standby status update: written up to position, nothing flushed. */
+/* Standby status update: written up to position. */
 static void reply(void)
 {
     char message[FRAME + 34] = { 'd', 0, 0, 0, 38, 'r' };
-    const uint64_t written = htobe64(position);
+    const uint64_t written = htobe64(position), durable = htobe64(flushed);
 
     memcpy(message + FRAME + 1, &written, 8);
+    memcpy(message + FRAME + 9, &durable, 8);
     send_all(message, sizeof(message));
 }
 
@@ -274,7 +322,10 @@ static void receive_buffered(void)
             {
                 const size_t here = wal < to - from ? wal : to - from;
 
-                write_wal(buffer + from, here);
+                if (direct)
+                    write_directly(buffer + from, here);
+                else
+                    write_wal(buffer + from, here);
                 from += here;
                 wal -= here;
                 continue;
@@ -298,6 +349,13 @@ static void receive_buffered(void)
         memmove(buffer, buffer + from, to - from);
         to -= from;
         from = 0;
+        if (commits && position > flushed)
+        {
+            if (!direct && file >= 0 && fdatasync(file) != 0)
+                die("fdatasync: %s", strerror(errno));
+            flushed = position;
+            reply();
+        }
     }
     free(buffer);
 }
@@ -361,8 +419,30 @@ static void start_replication(const char *slot, const char *start)
     } while (frame[0] != 'W');
 }
 
+static void interrupted(int signal)
+{
+    (void)signal;
+    _exit(0);
+}
+
+/* The beginning of the segment in which the server is. */
+static const char *current_segment(PGconn *conn)
+{
+    static char text[40];
+    PGresult *system = PQexec(conn, "IDENTIFY_SYSTEM");
+    uint64_t start;
+
+    if (PQresultStatus(system) != PGRES_TUPLES_OK)
+        die("%s", PQerrorMessage(conn));
+    start = lsn(PQgetvalue(system, 0, 2)) / segment_size * segment_size;
+    PQclear(system);
+    snprintf(text, sizeof(text), "%X/%X", (unsigned)(start >> 32), (unsigned)start);
+    return text;
+}
+
 int main(int argc, char **argv)
 {
+    const char *start;
     const char *keywords[] = { "dbname", "replication", NULL };
     const char *values[] = { argc == 8 ? argv[2] : NULL, "true", NULL };
     const char *mode = argv[1];
@@ -374,9 +454,11 @@ int main(int argc, char **argv)
     writes = strcmp(mode, "discard") != 0;
     threaded = strcmp(mode, "thread") == 0;
     splices = strcmp(mode, "splice") == 0;
-    if (writes && !threaded && !splices && strcmp(mode, "inline") != 0)
+    signal(SIGINT, interrupted);
+    direct = strcmp(mode, "direct") == 0;
+    commits = direct || strcmp(mode, "commit") == 0;
+    if (writes && !threaded && !splices && !commits && strcmp(mode, "inline") != 0)
         die("unknown mode %s", mode);
-    position = lsn(argv[5]);
     end = lsn(argv[6]);
     segment_size = strtoull(argv[7], NULL, 10);
     if ((dir = open(argv[3], O_RDONLY | O_DIRECTORY | O_CLOEXEC)) < 0)
@@ -387,7 +469,9 @@ int main(int argc, char **argv)
     sock = PQsocket(conn);
     fcntl(sock, F_SETFL, fcntl(sock, F_GETFL) & ~O_NONBLOCK);
 
-    start_replication(argv[4], argv[5]);
+    start = argv[5][0] != '\0' ? argv[5] : current_segment(conn);
+    position = flushed = lsn(start);
+    start_replication(argv[4], start);
     if (threaded && pthread_create(&thread, NULL, finisher, NULL) != 0)
         die("no thread");
     if (splices)

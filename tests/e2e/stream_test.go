@@ -251,3 +251,32 @@ func TestLargestSegments(t *testing.T) {
 		t.Errorf("%d complete segments", n)
 	}
 }
+
+// A stream that no commit waits for is not read at each of them: some arrive at a time.
+func TestBetterLive(t *testing.T) {
+	t.Parallel()
+	c := pg.New(t, pg.Options{})
+	script := filepath.Join(t.TempDir(), "script")
+	if err := os.WriteFile(script, []byte("select pg_logical_emit_message(true, 'x', 'y');\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	rs := both(t)
+	startAll(rs, c)
+	before := make(map[*receiver]int)
+	for _, r := range rs {
+		before[r] = r.Writes()
+	}
+	const commits = 1500
+	pg.Run(t, pg.ClientProgram(t, "pgbench"), append(c.ConnArgs(), "-n", "-R", "500", "-t", fmt.Sprint(commits), "-f", script, "postgres")...).Succeed()
+	for _, r := range rs {
+		writes := r.Writes() - before[r]
+		t.Logf("%s: %d writes for %d commits", r.name, writes, commits)
+		if r.name == "ours" && writes > commits/3 {
+			t.Errorf("%d writes for %d commits", writes, commits)
+		}
+	}
+	c.SwitchWAL()
+	end := c.Tick()
+	stopAt(rs, c, end)
+	verify(rs, c, 1, end)
+}

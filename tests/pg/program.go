@@ -3,9 +3,12 @@ package pg
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -79,6 +82,21 @@ func (p *Program) Stop() {
 	p.t.Helper()
 	p.Signal(syscall.SIGINT)
 	p.Succeed()
+}
+
+// Writes is how many times the program has written to files so far (syscw in /proc/PID/io). What it sends is not among it.
+func (p *Program) Writes() int {
+	p.t.Helper()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/io", p.cmd.Process.Pid))
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(text), "syscw: ")
+	writes, err := strconv.Atoi(strings.SplitN(rest, "\n", 2)[0])
+	if err != nil {
+		p.t.Fatalf("/proc/PID/io: %v", err)
+	}
+	return writes
 }
 
 // Kill9 kills the program and waits for its end.
