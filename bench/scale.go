@@ -254,18 +254,19 @@ func (b *backlog) busyStreams(o *options, count int) (map[string]float64, error)
 		return nil, err
 	}
 	pid := s.cmd.Process.Pid
+	if err := s.begin(1); err != nil {
+		return nil, err
+	}
 	cpuBefore, err := cpu(pid)
 	if err != nil {
 		return nil, err
 	}
 	started := time.Now()
-	if err := s.begin(1); err != nil {
-		return nil, err
-	}
-	after, err := s.bytes()
+	before, err := s.bytes()
 	if err != nil {
 		return nil, err
 	}
+	after := before
 	// No longer than there is WAL for the fastest.
 	for time.Since(started) < time.Duration(min(o.seconds, 5))*time.Second && slices.Max(after) < b.bytes()*9/10 {
 		time.Sleep(50 * time.Millisecond)
@@ -287,8 +288,9 @@ func (b *backlog) busyStreams(o *options, count int) (map[string]float64, error)
 		return nil, err
 	}
 	sum, least := 0.0, math.Inf(1)
-	for _, bytes := range after {
-		sum, least = sum+float64(bytes), min(least, float64(bytes))
+	for i := range after {
+		bytes := float64(after[i] - before[i])
+		sum, least = sum+bytes, min(least, bytes)
 	}
 	return map[string]float64{
 		"all together": sum / 1e6 / seconds, "slowest to mean": least / (sum / float64(count)), "CPU": (cpuAfter - cpuBefore) / (sum / 1e9),
@@ -306,7 +308,6 @@ func (b *backlog) discarded(o *options, count int) (values map[string]float64, e
 	}
 	beyond := *b
 	beyond.End = math.MaxUint64 // they stay until they are killed
-	started := time.Now()
 	for range count {
 		p, err := start(beyond.command(rec, "unix", dir))
 		if err != nil {
@@ -321,7 +322,11 @@ func (b *backlog) discarded(o *options, count int) (values map[string]float64, e
 	if err := b.server.waitFor(fmt.Sprintf("select count(*) = %d and min(sent_lsn) > '%s' from pg_stat_replication", count, b.Start)); err != nil {
 		return nil, fmt.Errorf("%d processes that discard: %w", count, err)
 	}
-	var sent []float64
+	before, err := b.sent(count)
+	if err != nil {
+		return nil, err
+	}
+	started, sent := time.Now(), before
 	for {
 		if sent, err = b.sent(count); err != nil {
 			return nil, err
@@ -334,7 +339,8 @@ func (b *backlog) discarded(o *options, count int) (values map[string]float64, e
 	}
 	seconds := time.Since(started).Seconds()
 	sum, least := 0.0, math.Inf(1)
-	for _, n := range sent {
+	for i := range sent {
+		n := sent[i] - before[i]
 		sum, least = sum+n, min(least, n)
 	}
 	return map[string]float64{"all together": sum / 1e6 / seconds, "slowest to mean": least / (sum / float64(count))}, nil
@@ -342,7 +348,7 @@ func (b *backlog) discarded(o *options, count int) (values map[string]float64, e
 
 // sent is how many bytes each WAL sender has sent.
 func (b *backlog) sent(count int) ([]float64, error) {
-	rows, err := b.server.sql(fmt.Sprintf("select sent_lsn - '%s' from pg_stat_replication", b.Start))
+	rows, err := b.server.sql(fmt.Sprintf("select sent_lsn - '%s' from pg_stat_replication order by pid", b.Start))
 	if err != nil {
 		return nil, err
 	}

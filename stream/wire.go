@@ -6,7 +6,6 @@ import (
 	"io"
 	"net"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgproto3"
@@ -41,8 +40,9 @@ const (
 	// bufferSize is what one read takes at most: a few of the 128 KiB messages that walsender sends (MAX_SEND_SIZE in
 	// walsender.c).
 	bufferSize      = 256 << 10
-	smallBufferSize = 16 << 10
-	largeBuffers    = 16 // in use at a time
+	smallBufferSize = 64 << 10
+	largeBuffers    = 16  // in use at a time
+	smallBuffers    = 128 // kept for the next
 
 	// writeTimeout is how long the peer may keep us from sending a few bytes, at most; half of it at least.
 	writeTimeout = 60 * time.Second
@@ -52,33 +52,43 @@ const (
 var buffers bufferPool
 
 // bufferPool gives large buffers while few are in use, and small ones beyond: with a thousand streams most wait for
-// the disk, and a large buffer each would only be in their way.
+// the disk, and a large buffer each would only be in their way. It keeps no more of them than were in use at once; sync.Pool keeps
+// some for each processor.
 type bufferPool struct {
-	large, small sync.Pool
-	inUse        atomic.Int32 // large ones
+	mu           sync.Mutex
+	large, small [][]byte // not in use
+	inUse        int      // large ones
 }
 
 func (p *bufferPool) get() []byte {
-	if p.inUse.Add(1) <= largeBuffers {
-		if b, ok := p.large.Get().(*[bufferSize]byte); ok {
-			return b[:]
-		}
-		return make([]byte, bufferSize)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.inUse < largeBuffers {
+		p.inUse++
+		return takeBuffer(&p.large, bufferSize)
 	}
-	p.inUse.Add(-1)
-	if b, ok := p.small.Get().(*[smallBufferSize]byte); ok {
-		return b[:]
-	}
-	return make([]byte, smallBufferSize)
+	return takeBuffer(&p.small, smallBufferSize)
 }
 
 func (p *bufferPool) put(b []byte) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	if len(b) == bufferSize {
-		p.inUse.Add(-1)
-		p.large.Put((*[bufferSize]byte)(b))
-	} else {
-		p.small.Put((*[smallBufferSize]byte)(b))
+		p.inUse--
+		p.large = append(p.large, b) // largeBuffers at most
+	} else if len(p.small) < smallBuffers {
+		p.small = append(p.small, b)
 	}
+}
+
+func takeBuffer(free *[][]byte, size int) []byte {
+	last := len(*free) - 1
+	if last < 0 {
+		return make([]byte, size)
+	}
+	b := (*free)[last]
+	*free = (*free)[:last]
+	return b
 }
 
 // lazyReader is a connection that needs a buffer only once there is something to read. get gives the buffer, put takes it
