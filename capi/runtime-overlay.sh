@@ -13,8 +13,8 @@
 #                            finds them behind argv, where a host that sets its process title has already written
 #                            something else. An empty environment it is (goenvs, getGodebugEarly).
 #   the monitor's pace       A thread of Go's looks after the others every 20 us while they are busy (sysmon), which is a seventh of the
-#                            CPU that a synchronous stream takes. For what waits for a disk and a socket, five milliseconds at first
-#                            and ten soon after do: see procs.go.
+#                            CPU that a synchronous stream takes. For what waits for a disk and a socket, 10 ms at first and up to 100 ms
+#                            when nothing is to be done do: see procs.go.
 #   the limit of descriptors Go raises the soft RLIMIT_NOFILE of the process to the hard one (init in syscall/rlimit.go). A host
 #                            that uses select, or execs programs that do, has it low for that reason.
 #
@@ -43,8 +43,8 @@ sed -e '/^func goenvs() {$/,/^}$/s/goenvs_unix()/envs = []string{}/' "$runtime/o
 
 proc=$out/proc.go.overlay
 sed -e '/^func getGodebugEarly() (string, bool) {$/,/^}$/s/^\tvar env string$/\tif true {\n\t\treturn "", true\n\t}\n&/' \
-    -e '/^func sysmon() {$/,/^}$/s/\<delay = 20\>/delay = 5000/; s/\<idle > 50\>/idle > 0/' "$runtime/proc.go" >"$proc"
-[ "$(diff "$runtime/proc.go" "$proc" | grep -c '^>')" = 6 ] || fail proc.go
+    -e '/^func sysmon() {$/,/^}$/{s/\<delay = 20\>/delay = 10000/; s/\<idle > 50\>/idle > 20/; s/delay > 10\*1000/delay > 100*1000/; s/delay = 10 \* 1000/delay = 100 * 1000/}' "$runtime/proc.go" >"$proc"
+[ "$(diff "$runtime/proc.go" "$proc" | grep -c '^>')" = 8 ] || fail proc.go
 
 rlimit=$out/rlimit.go.overlay
 sed -e '/^func init() {$/,/^}$/s/lim.Max > 0 \&\& lim.Cur < lim.Max-1/false/' "$syscall/rlimit.go" >"$rlimit"
