@@ -254,19 +254,25 @@ func (b *backlog) busyStreams(o *options, count int) (map[string]float64, error)
 		return nil, err
 	}
 	pid := s.cmd.Process.Pid
-	if err := s.begin(1); err != nil {
-		return nil, err
-	}
 	cpuBefore, err := cpu(pid)
 	if err != nil {
 		return nil, err
 	}
 	started := time.Now()
-	before, err := s.bytes()
+	if err := s.begin(1); err != nil {
+		return nil, err
+	}
+	after, err := s.bytes()
 	if err != nil {
 		return nil, err
 	}
-	after := before
+	before := make([]uint64, count)
+	if slices.Max(after) < b.bytes()/2 { // else there is too little WAL to leave the beginning out
+		before, started = after, time.Now()
+		if cpuBefore, err = cpu(pid); err != nil {
+			return nil, err
+		}
+	}
 	// No longer than there is WAL for the fastest.
 	for time.Since(started) < time.Duration(min(o.seconds, 5))*time.Second && slices.Max(after) < b.bytes()*9/10 {
 		time.Sleep(50 * time.Millisecond)
@@ -308,6 +314,7 @@ func (b *backlog) discarded(o *options, count int) (values map[string]float64, e
 	}
 	beyond := *b
 	beyond.End = math.MaxUint64 // they stay until they are killed
+	begun := time.Now()
 	for range count {
 		p, err := start(beyond.command(rec, "unix", dir))
 		if err != nil {
@@ -327,6 +334,9 @@ func (b *backlog) discarded(o *options, count int) (values map[string]float64, e
 		return nil, err
 	}
 	started, sent := time.Now(), before
+	if slices.Max(before) >= float64(b.bytes())/2 {
+		before, started = make([]float64, count), begun
+	}
 	for {
 		if sent, err = b.sent(count); err != nil {
 			return nil, err

@@ -116,7 +116,7 @@ func TestBenches(t *testing.T) {
 	if err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	more, err := bench(t, cache, results, "synchronous", "switches", "live", "idle", "scale", "--segments", "16", "--clients", "2", "--rates", "0",
+	more, err := bench(t, cache, results, "compression", "synchronous", "switches", "live", "idle", "scale", "--segments", "16", "--clients", "2", "--rates", "0",
 		"--streams", "1,3")
 	if err != nil {
 		t.Fatalf("%v\n%s", err, more)
@@ -131,7 +131,9 @@ func TestBenches(t *testing.T) {
 	r := check(t, results, "catchup", []string{"unix", "tcp"}, append(both, "no sync", "limit: receive and discard", "limit: fdatasync inline", "limit: fdatasync in a thread"),
 		[]string{"wall", "CPU", "written", "device", "context switches", "peak memory"})
 	check(t, results, "segments", []string{"segments of 16 MiB"}, both, []string{"wall", "CPU"})
-	check(t, results, "synchronous", []string{"2 clients"}, append(both, "limit: no standby"), []string{"commits", "p50", "p99.9"})
+	check(t, results, "compression", []string{"gzip:1", "lz4"}, append(both, "libreceivewal, 2 threads"), []string{"wall", "CPU", "size"})
+	check(t, results, "compression", []string{"zstd:1"}, []string{"libreceivewal", "libreceivewal, 2 threads"}, []string{"wall", "CPU", "size"})
+	check(t, results, "synchronous", []string{"2 clients"}, append(both, "limit: no standby", "limit: fdatasync", "limit: direct I/O"), []string{"commits", "p50", "p99.9"})
 	check(t, results, "switches", []string{"segments of 16 MiB, 8 clients"}, append(both, "limit: no standby"), []string{"commits", "switches", "p99.9"})
 	check(t, results, "live", []string{"as fast as it can"}, both, []string{"WAL", "CPU", "CPU per WAL", "context switches"})
 	check(t, results, "idle", []string{"1 s"}, both, []string{"CPU", "context switches", "clock ticks"})
