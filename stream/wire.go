@@ -39,10 +39,7 @@ const (
 
 	// bufferSize is what one read takes at most: a few of the 128 KiB messages that walsender sends (MAX_SEND_SIZE in
 	// walsender.c).
-	bufferSize      = 256 << 10
-	smallBufferSize = 64 << 10
-	largeBuffers    = 16  // in use at a time
-	smallBuffers    = 128 // kept for the next
+	bufferSize = 256 << 10
 
 	// writeTimeout is how long the peer may keep us from sending a few bytes, at most; half of it at least.
 	writeTimeout = 60 * time.Second
@@ -51,44 +48,54 @@ const (
 // buffers are for all connections: one that waits for its server has none.
 var buffers bufferPool
 
-// bufferPool gives large buffers while few are in use, and small ones beyond: with a thousand streams most wait for
-// the disk, and a large buffer each would only be in their way. It keeps no more of them than were in use at once; sync.Pool keeps
-// some for each processor.
+// bufferPool gives large buffers while few are in use, smaller ones beyond, and at last the smallest: with a thousand streams most wait
+// for the disk, and a large buffer each would only be in their way. It keeps no more of them than were in use at once, while sync.Pool
+// would keep some for each processor.
 type bufferPool struct {
-	mu           sync.Mutex
-	large, small [][]byte // not in use
-	inUse        int      // large ones
+	mu    sync.Mutex
+	sizes [len(bufferSizes)]bufferClass
 }
+
+// bufferClass are the buffers of one size.
+type bufferClass struct {
+	free  [][]byte
+	inUse int
+}
+
+// bufferSizes are the sizes, and how many of each are in use at a time, or of the last one kept for the next.
+var bufferSizes = [3]struct{ size, most int }{{bufferSize, 16}, {64 << 10, 112}, {16 << 10, 128}}
 
 func (p *bufferPool) get() []byte {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.inUse < largeBuffers {
-		p.inUse++
-		return takeBuffer(&p.large, bufferSize)
+	i := 0
+	for i < len(bufferSizes)-1 && p.sizes[i].inUse == bufferSizes[i].most {
+		i++
 	}
-	return takeBuffer(&p.small, smallBufferSize)
+	c := &p.sizes[i]
+	c.inUse++
+	last := len(c.free) - 1
+	if last < 0 {
+		return make([]byte, bufferSizes[i].size)
+	}
+	b := c.free[last]
+	c.free = c.free[:last]
+	return b
 }
 
 func (p *bufferPool) put(b []byte) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if len(b) == bufferSize {
-		p.inUse--
-		p.large = append(p.large, b) // largeBuffers at most
-	} else if len(p.small) < smallBuffers {
-		p.small = append(p.small, b)
+	for i := range bufferSizes {
+		if len(b) != bufferSizes[i].size {
+			continue
+		}
+		c := &p.sizes[i]
+		c.inUse--
+		if len(c.free) < bufferSizes[i].most {
+			c.free = append(c.free, b)
+		}
 	}
-}
-
-func takeBuffer(free *[][]byte, size int) []byte {
-	last := len(*free) - 1
-	if last < 0 {
-		return make([]byte, size)
-	}
-	b := (*free)[last]
-	*free = (*free)[:last]
-	return b
 }
 
 // lazyReader is a connection that needs a buffer only once there is something to read. get gives the buffer, put takes it
