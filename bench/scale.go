@@ -293,15 +293,21 @@ func (b *backlog) busyStreams(o *options, count int) (map[string]float64, error)
 	if err != nil {
 		return nil, err
 	}
-	sum, least := 0.0, math.Inf(1)
-	for i := range after {
-		bytes := float64(after[i] - before[i])
-		sum, least = sum+bytes, min(least, bytes)
-	}
+	sum, least := growth(before, after)
 	return map[string]float64{
 		"all together": sum / 1e6 / seconds, "slowest to mean": least / (sum / float64(count)), "CPU": (cpuAfter - cpuBefore) / (sum / 1e9),
 		"threads": float64(threads), "RSS": rss / (1 << 20),
 	}, s.end()
+}
+
+// growth is by how many bytes all have grown together, and the one that has grown least.
+func growth[T uint64 | float64](before, after []T) (sum, least float64) {
+	least = math.Inf(1)
+	for i := range after {
+		n := float64(after[i] - before[i])
+		sum, least = sum+n, min(least, n)
+	}
+	return sum, least
 }
 
 // discarded has as many processes receive and discard: what so many WAL senders can send, and how fairly. What they have sent is asked of
@@ -348,11 +354,7 @@ func (b *backlog) discarded(o *options, count int) (values map[string]float64, e
 		time.Sleep(50 * time.Millisecond)
 	}
 	seconds := time.Since(started).Seconds()
-	sum, least := 0.0, math.Inf(1)
-	for i := range sent {
-		n := sent[i] - before[i]
-		sum, least = sum+n, min(least, n)
-	}
+	sum, least := growth(before, sent)
 	return map[string]float64{"all together": sum / 1e6 / seconds, "slowest to mean": least / (sum / float64(count))}, nil
 }
 

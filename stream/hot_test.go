@@ -3,6 +3,7 @@ package stream
 import (
 	"errors"
 	"io"
+	"net"
 	"os"
 	"sync"
 	"testing"
@@ -118,14 +119,21 @@ func TestHotOnesAreFew(t *testing.T) {
 	}
 }
 
-// A connection on which something comes all the time becomes hot, and is cool again once it is given back.
-func TestBusyConnectionIsHot(t *testing.T) {
+// dialed is a socket, which is closed when the test ends, and its peer.
+func dialed(t *testing.T) (*Socket, net.Conn) {
+	t.Helper()
 	fd, server := pair(t)
 	s, err := DialFD(fd, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer s.Close()
+	t.Cleanup(func() { s.Close() })
+	return s, server
+}
+
+// A connection on which something comes all the time becomes hot, and is cool again once it is given back.
+func TestBusyConnectionIsHot(t *testing.T) {
+	s, server := dialed(t)
 	c := newWire(s)
 	for range 3 * denseReads { // some more than needed: the machine may be busy with something else for a moment
 		if _, err := server.Write([]byte("x")); err != nil {
@@ -166,12 +174,7 @@ func TestNextPause(t *testing.T) {
 
 // A pause is not silence: the connection stays hot. It ends early where the deadline says so, and with the connection.
 func TestPause(t *testing.T) {
-	fd, server := pair(t)
-	s, err := DialFD(fd, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer s.Close()
+	s, server := dialed(t)
 	s.Heat()
 	c := newWire(s)
 	c.hot, c.dense, c.lastRead = true, 2*denseReads, time.Now()

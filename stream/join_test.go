@@ -45,7 +45,7 @@ func TestJoin(t *testing.T) {
 		p.send(p.walMessage(lsn, int(0x200000-0x100-lsn)))
 		p.wait()
 		lsn = 0x200000 - 0x100
-		p.write(bytes.Join([][]byte{wal(0x80), wal(0x100), wal(0x80), wal(0x200), wal(0x80), wal(0x80)}, nil)) // ends behind the fourth
+		p.write(bytes.Join([][]byte{wal(0x80), wal(0x100), wal(0x80), wal(0x200), wal(0x80), wal(0x80)}, nil)) // ends behind the fifth
 		p.wait()
 		want := "0/100000+130 0/100130+2001 0/102131+2001 0/104132+5 0/104137+E2 0/104219+31E"
 		if got := strings.Join(pieces, " "); !strings.HasPrefix(got, want) {

@@ -218,11 +218,7 @@ func (c *wire) read(limit int, deadline time.Time) (bool, error) {
 
 // linger waits for more bytes in the kernel, but not beyond deadline (zero: no matter). A wake is noticed only after it.
 func (c *wire) linger(deadline time.Time) {
-	limit := lingerTime
-	if !deadline.IsZero() {
-		limit = min(limit, time.Until(deadline))
-	}
-	if limit > 0 {
+	if limit := within(lingerTime, deadline); limit > 0 {
 		c.warm.Linger(limit)
 	}
 }
@@ -230,14 +226,18 @@ func (c *wire) linger(deadline time.Time) {
 // pause lets the server send some more, but not beyond deadline (zero: no matter). A wake is noticed only after it.
 func (c *wire) pause(deadline time.Time) {
 	c.paused = nextPause(c.paused, c.got)
-	limit := c.paused
-	if !deadline.IsZero() {
-		limit = min(limit, time.Until(deadline))
-	}
-	if limit > 0 {
+	if limit := within(c.paused, deadline); limit > 0 {
 		c.warm.Pause(limit)
 		c.lastRead = time.Now() // to wait was our wish
 	}
+}
+
+// within is limit, or the time until deadline (zero: no matter) if that is less.
+func within(limit time.Duration, deadline time.Time) time.Duration {
+	if deadline.IsZero() {
+		return limit
+	}
+	return min(limit, time.Until(deadline))
 }
 
 // heat makes a connection hot that was never waited for for long; one that was is cool by itself.
