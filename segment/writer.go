@@ -336,10 +336,14 @@ func (w *Writer) advance(s *openSegment, end LSN) {
 }
 
 // open opens the segment's existing .partial, or makes a new file for it, which has no name yet. Either way it then has
-// a segment's full size, unless it is compressed: such a file is always a new one.
+// a segment's full size, unless it is compressed: such a file is always a new one. The very last segment that a name could be made
+// for is refused: the LSN behind it would be 0, which is none.
 func (w *Writer) open(id ID) (s *openSegment, err error) {
 	name := w.partialName(id)
 	s = &openSegment{id: id}
+	if id.End(w.o.Size) == 0 {
+		return nil, fmt.Errorf("%w: there is no LSN for the end of segment %s", ErrGap, w.name(id))
+	}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, w.closeSegment(s))

@@ -56,6 +56,23 @@ func inBubble(t *testing.T, name string, test func(t *testing.T)) {
 	t.Run(name, func(t *testing.T) { synctest.Test(t, test) })
 }
 
+// No LSN is the end of the last segment that an LSN can point into.
+func TestAppendAtTheEnd(t *testing.T) {
+	last := ^LSN(0) &^ LSN(tiny-1)
+	for _, method := range []Compression{Plain, Gzip} {
+		inBubble(t, method.String(), func(t *testing.T) {
+			_, d := openDisk(t, nil)
+			w := d.NewWriter(WriterOptions{Timeline: 1, Start: last, Size: tiny, SystemIdentifier: testSystem, Compression: method})
+			if n, err := w.Append(last, make([]byte, 100)); n != 0 || !errors.Is(err, ErrGap) {
+				t.Errorf("%d, %v, want ErrGap", n, err)
+			}
+			if err := w.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
 // Data goes in only where the last ended, and never beyond its segment.
 func TestAppend(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
