@@ -96,7 +96,7 @@ func TestBetterMirrorKilled(t *testing.T) {
 		}
 		r.Kill9()
 		for _, dir := range []string{first, mirror} {
-			c.CompareWithServer(dir)
+			c.CompareWithServerOrNothing(dir) // it may have begun only where the first WAL of this test ends
 			if files := pg.List(t, dir); len(files.Partial) > 1 || len(files.Other) > 0 {
 				t.Errorf("%s has %+v", dir, files)
 			}

@@ -107,7 +107,8 @@ static inline bool double_record(io_double *d, ptrdiff_t *result)
         d->late = 0;
         return true;
     }
-    n = recv(d->fd, d->record, 1 + (d->seed >> 8) % 16384, MSG_DONTWAIT);
+    /* A ReadyForQuery that bytes are to follow must not be cut. */
+    n = recv(d->fd, d->record, d->after_ready != NULL ? 16384 : 1 + (d->seed >> 8) % 16384, MSG_DONTWAIT);
     if (n <= 0)
     {
         *result = n == 0 ? 0 : errno == EAGAIN ? RECEIVEWAL_IO_WANT_READ : RECEIVEWAL_IO_ERROR;
