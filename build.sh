@@ -44,6 +44,7 @@ needed_to_build=(
     /etc/ssl/certs/ca-certificates.crt:ca-certificates
     pg_config:libpq-dev
     /usr/include/openssl/ssl.h:libssl-dev
+    /usr/lib/*/liblz4.a:liblz4-dev
 )
 needed_to_demo=(
     "$pg_bin/postgres:postgresql-15"

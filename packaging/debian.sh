@@ -45,7 +45,7 @@ licence() {
 The Apache License 2.0, which is in /usr/share/common-licenses/Apache-2.0.' "$1"
 }
 
-# What is linked into the core: its Go modules, and Go itself.
+# What is linked into the core: its Go modules, Go itself, and the LZ4 library.
 {
     printf 'libreceivewal\n\n'
     licence LICENSE
@@ -56,6 +56,8 @@ The Apache License 2.0, which is in /usr/share/common-licenses/Apache-2.0.' "$1"
         done
     printf '\n----\n\nlibreceivewal-core.so.1 contains the runtime and parts of the standard library of %s.\n\n' "$(go env GOVERSION)"
     licence "$(go env GOROOT)/LICENSE"
+    printf '\n----\n\nlibreceivewal-core.so.1 contains the library of lz4 (its folder lib) %s.\n\n' "$(dpkg-query -Wf '${source:Version}' liblz4-dev)"
+    cat /usr/share/doc/liblz4-dev/copyright
 } >"$doc/copyright"
 
 install -d "$stage/usr/share/lintian/overrides"

@@ -3,6 +3,7 @@ package segment
 import (
 	"errors"
 	"sync"
+	"time"
 )
 
 // packers compress segments beside the caller: Append copies data into a segment's queue, and a worker, a goroutine of the Writer's,
@@ -21,7 +22,9 @@ type packers struct {
 	idle    int       // of them, those without a segment
 	work    sync.Cond // they wait here, with Writer.mu
 
-	chunks sync.Pool // of *chunk
+	free  []*chunk    // for the next data
+	least int         // there have been so many of them ever since trimming
+	trim  *time.Timer // gives back those that have not been needed; nil while there are none
 
 	stalled int   // workers that wait for room on the disk
 	noRoom  error // why
@@ -63,6 +66,9 @@ const (
 	minQueue = 4 << 20
 	maxQueue = 256 << 20
 
+	// A chunk is kept for at least that long, and for no more than twice that when it is not needed.
+	trimAfter = time.Second
+
 	// A worker writes to the file when it has this much. An encoder puts out its data in pieces of up to a block.
 	outSize = 256 << 10
 )
@@ -72,7 +78,7 @@ func (w *Writer) newPackers() *packers {
 	if w.workers() > 1 {
 		limit = min(max(w.workers()*int(w.o.Size), minQueue), maxQueue)
 	}
-	p := &packers{limit: limit / chunkSize, chunks: sync.Pool{New: func() any { return new(chunk) }}}
+	p := &packers{limit: limit / chunkSize}
 	p.work.L = &w.mu
 	return p
 }
@@ -96,9 +102,7 @@ func (w *Writer) enqueue(s *openSegment, data []byte) {
 	p.end += LSN(len(data))
 	for len(data) > 0 {
 		if len(p.queue) == 0 || p.queue[len(p.queue)-1].n == chunkSize {
-			c := w.pack.chunks.Get().(*chunk)
-			c.n = 0
-			p.queue = append(p.queue, c)
+			p.queue = append(p.queue, w.pack.newChunk())
 			w.pack.queued++
 		}
 		c := p.queue[len(p.queue)-1]
@@ -110,14 +114,61 @@ func (w *Writer) enqueue(s *openSegment, data []byte) {
 	w.pack.work.Broadcast()
 }
 
+// newChunk gives an empty chunk, with Writer.mu held.
+func (p *packers) newChunk() *chunk {
+	last := len(p.free) - 1
+	if last < 0 {
+		return new(chunk)
+	}
+	c := p.free[last]
+	p.free[last], p.free = nil, p.free[:last]
+	p.least = min(p.least, last)
+	c.n = 0
+	return c
+}
+
+// freeChunk takes back a chunk, with Writer.mu held.
+func (w *Writer) freeChunk(c *chunk) {
+	p := w.pack
+	p.free = append(p.free, c)
+	if p.trim == nil {
+		p.least = 0
+		p.trim = time.AfterFunc(trimAfter, w.trimChunks)
+	}
+}
+
+// trimChunks gives back what was not needed since the last time.
+func (w *Writer) trimChunks() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	p := w.pack
+	keep := len(p.free) - p.least
+	clear(p.free[keep:])
+	p.free = p.free[:keep]
+	p.least = keep
+	if keep == 0 {
+		p.free, p.trim = nil, nil
+	} else {
+		p.trim.Reset(trimAfter)
+	}
+}
+
 // worker packs one segment after the other.
 func (w *Writer) worker() {
-	var e encoder
+	var e Encoder
 	var err error
+	var out []byte
+	defer func() {
+		if e, ok := e.(interface{ Free() }); ok {
+			e.Free()
+		}
+	}()
 	for s := w.nextToPack(); s != nil && err == nil; s = w.nextToPack() {
+		s.pack.out = out[:0]
 		if e, err = w.packSegment(s, e); err != nil {
 			w.packingFailed(err)
 		}
+		out, s.pack.out = s.pack.out, nil
 	}
 	w.mu.Lock()
 	w.pack.running--
@@ -169,8 +220,8 @@ const (
 	stepEnd                // the segment
 )
 
-// packSegment packs a segment to its end. It returns the encoder for the next one.
-func (w *Writer) packSegment(s *openSegment, e encoder) (_ encoder, err error) {
+// packSegment packs a segment to its end. It returns the encoder, which it makes if e is nil, for the next one.
+func (w *Writer) packSegment(s *openSegment, e Encoder) (_ Encoder, err error) {
 	defer recovered(&err)
 	if e == nil {
 		if e, err = newEncoder(w.o.Compression, w.o.CompressionLevel, w.o.Size); err != nil {
@@ -197,10 +248,10 @@ func (w *Writer) packSegment(s *openSegment, e encoder) (_ encoder, err error) {
 			}
 			return e, err
 		case stepStop:
-			return nil, nil
+			return e, nil
 		}
 		if err != nil {
-			return nil, err
+			return e, err
 		}
 	}
 }
@@ -257,8 +308,8 @@ func (w *Writer) encoded(s *openSegment, c *chunk) {
 	if ready {
 		w.pack.full = false
 	}
+	w.freeChunk(c)
 	w.mu.Unlock()
-	w.pack.chunks.Put(c)
 	if ready && w.o.Notify != nil {
 		w.o.Notify()
 	}

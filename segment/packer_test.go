@@ -14,6 +14,7 @@ import (
 	"strings"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -171,10 +172,63 @@ func TestQueueIsBounded(t *testing.T) {
 				t.Errorf("%d segments are compressed at a time, want %d", begun, c.packed)
 			}
 			close(gate)
+			synctest.Wait()
+			chunks := func() int {
+				w.mu.Lock()
+				defer w.mu.Unlock()
+				return len(w.pack.free)
+			}
+			if n := chunks(); n < c.limit/chunkSize {
+				t.Errorf("%d chunks are kept for the next data, want %d", n, c.limit/chunkSize)
+			}
+			if time.Sleep(2*trimAfter + 1); chunks() != 0 || w.pack.trim != nil {
+				t.Errorf("without data, %d chunks are kept", chunks())
+			}
 			if err := w.Close(); err != nil || w.Flushed() != lsn {
 				t.Errorf("%v, flushed %s of %s", err, w.Flushed(), lsn)
 			}
 		})
+	}
+}
+
+// foreign is an encoder of a program's own.
+type foreign struct {
+	Encoder
+	freed *int
+}
+
+func (f foreign) Free() { *f.freed++ }
+
+// An encoder of the program's own is used for LZ4 and nothing else, one for each worker, and freed however the worker ends.
+func TestUseLZ4(t *testing.T) {
+	defer UseLZ4(newLZ4)
+	for _, method := range []Compression{LZ4, Gzip} {
+		for _, whole := range []bool{true, false} {
+			made, freed := 0, 0
+			UseLZ4(func(level int) (Encoder, error) {
+				made++
+				e, err := newLZ4(level)
+				return foreign{e, &freed}, err
+			})
+			synctest.Test(t, func(t *testing.T) {
+				disk, d := openDisk(t, nil)
+				w := d.NewWriter(WriterOptions{Timeline: 1, Start: begin, Size: tiny, SystemIdentifier: testSystem, History: server.history(1),
+					Compression: method})
+				add(t, w, begin, begin+2*LSN(tiny)+100)
+				if !whole {
+					disk.fail, disk.err = len(disk.log), unix.EIO
+					if _, err := w.Append(begin+2*LSN(tiny)+100, server.wal(1, begin+2*LSN(tiny)+100, begin+3*LSN(tiny))); err != nil {
+						t.Fatal(err)
+					}
+				}
+				if err := w.Close(); (err == nil) != whole {
+					t.Error(err)
+				}
+			})
+			if want := map[Compression]int{LZ4: 1}[method]; made != want || freed != want {
+				t.Errorf("%s, whole: %t: %d were made and %d freed, want %d", method, whole, made, freed, want)
+			}
+		}
 	}
 }
 

@@ -215,6 +215,12 @@ func segmentNumber(t testing.TB, c *pg.Cluster, name string) uint64 {
 // complete segments, and in a .partial.
 func checkHolds(t testing.TB, c *pg.Cluster, dir string, timeline uint32, begin, end pg.LSN) {
 	t.Helper()
+	if err := holds(c, dir, timeline, begin, end); err != nil {
+		t.Errorf("the WAL up to %s should be there: %v", end, err)
+	}
+}
+
+func holds(c *pg.Cluster, dir string, timeline uint32, begin, end pg.LSN) error {
 	size := pg.LSN(c.SegmentSize)
 	for lsn := begin / size * size; lsn < end; lsn += size {
 		name := c.SegmentName(timeline, lsn)
@@ -224,17 +230,17 @@ func checkHolds(t testing.TB, c *pg.Cluster, dir string, timeline uint32, begin,
 			received, err = os.ReadFile(filepath.Join(dir, name+".partial"))
 		}
 		if err != nil {
-			t.Errorf("the WAL up to %s should be there: %v", end, err)
-			return
+			return err
 		}
 		original, err := os.ReadFile(filepath.Join(c.WALDir(), name))
 		if err != nil {
-			t.Fatal(err)
+			return err
 		}
 		if len(received) < n || string(received[:n]) != string(original[:n]) {
-			t.Errorf("%s has not the server's first %d bytes, although the WAL up to %s should be there", name, n, end)
+			return fmt.Errorf("%s has not the server's first %d bytes", name, n)
 		}
 	}
+	return nil
 }
 
 // busy is something that goes on in the background until it is stopped.

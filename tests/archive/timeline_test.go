@@ -97,6 +97,9 @@ func TestPromotionWithATornRecord(t *testing.T) {
 	}
 	b.SQL("create table after_the_switch as select 1 as x")
 	end := b.Generate(3)
+	for _, r := range rs { // what the server knows to be received is more: it is of the old timeline
+		b.WaitFor(r.name+" to follow", func() bool { return holds(b, r.dir, 2, switched, end) == nil })
+	}
 	stopAll(rs, b, end)
 	for _, r := range rs {
 		t.Run(r.name, func(t *testing.T) {

@@ -166,6 +166,9 @@ func TestDebianPackage(t *testing.T) {
 
 	// Each module that is linked into the core is named with its licence.
 	copyright := read(t, unpacked+"/usr/share/doc/libreceivewal/copyright")
+	if !strings.Contains(copyright, "contains the library of lz4") || !strings.Contains(copyright, "Yann Collet") {
+		t.Error("the copyright does not name lz4")
+	}
 	linked := regexp.MustCompile(`(?m)^\tdep\t(\S+)\t(\S+)`).FindAllStringSubmatch(run(t, ".", nil, "go", "version", "-m", unpacked+"/usr/"+libdir+"/libreceivewal-core.so.1"), -1)
 	if len(linked) < 2 {
 		t.Fatalf("the core says that it has %v", linked)
