@@ -84,6 +84,7 @@ func (k *killing) run(n int) {
 		}
 	}
 	load.stop()
+	c.SwitchWAL() // the load may not have filled a large segment
 	end := c.Tick()
 	ours(t).in(k.dir).receive(c, end, k.args...)
 	verify(t, c, k.dir, k.begin, end)
@@ -224,6 +225,7 @@ func TestKilledAroundPromotion(t *testing.T) {
 			load = keepBusy(t, b, 1, writeSome)
 			kill(4)
 			load.stop()
+			b.SwitchWAL()
 			end := b.Tick()
 			ours(t).in(dir).receive(b, end)
 			verify(t, b, dir, begin, end)
