@@ -134,6 +134,8 @@ func TestTLSInterrupted(t *testing.T) {
 				says string
 			}{
 				{"terminated", func() {
+					// Should a status update of ours be on its way, the server's last words would be lost with its socket.
+					c.WaitReceived("client", c.CurrentLSN(), false)
 					c.SQL("select pg_terminate_backend(pid) from pg_stat_replication where application_name = 'client'")
 				}, "status 34 .*terminating connection due to administrator command"},
 				{"fast shutdown", func() { c.Restart() }, "status 34 .*terminated before stop point"},
