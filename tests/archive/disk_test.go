@@ -153,7 +153,7 @@ func TestDiskFullWaits(t *testing.T) {
 	for _, interval := range []time.Duration{0, -1} {
 		t.Run(map[time.Duration]string{0: "DefaultStatusInterval", -1: "StatusOnlyWhenAsked"}[interval], func(t *testing.T) {
 			t.Parallel()
-			c := pg.New(t, pg.Options{SegmentSizeMB: 1, Conf: []string{"wal_sender_timeout = 3s"}})
+			c := pg.New(t, pg.Options{SegmentSizeMB: 1, Conf: []string{"wal_sender_timeout = 6s"}})
 			d := newDisk(t, 40<<10)
 			d.leave(3<<10 + 300)
 			begin := c.Tick()
@@ -165,10 +165,11 @@ func TestDiskFullWaits(t *testing.T) {
 			pid := sender(c, "full")
 			end := c.Generate(12)
 			pg.WaitFor(t, "the full disk", func() bool { return r.Progress().State == stream.StateDiskFull })
+			pg.WaitFor(t, "what had room to be complete", func() bool { return len(pg.List(t, d.wal).Complete) >= 3 })
 			if files := c.CompareWithServer(d.wal).Equal; len(files) != 3 {
 				t.Errorf("%d segments on a disk for 3: %v", len(files), files)
 			}
-			for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
+			for end := time.Now().Add(15 * time.Second); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
 				r.running()
 				if got := sender(c, "full"); got != pid {
 					t.Fatalf("the server has dropped us: WAL sender %q instead of %s", got, pid)

@@ -60,7 +60,8 @@ func TestHolesAcrossTimelines(t *testing.T) {
 			}
 		}
 		var found, repaired pg.LSN
-		r := startReceive(t, c, "holes", stream.Options{Directory: dir, EndLSN: segment.LSN(c.CurrentLSN()), Events: stream.Events{Hole: func(h stream.Hole) error {
+		end = c.CurrentLSN()
+		r := startReceive(t, c, "holes", stream.Options{Directory: dir, EndLSN: segment.LSN(end), Events: stream.Events{Hole: func(h stream.Hole) error {
 			switch {
 			case h.Kind != segment.Missing:
 				t.Errorf("%s: %+v", name, h)
@@ -71,7 +72,7 @@ func TestHolesAcrossTimelines(t *testing.T) {
 			}
 			return nil
 		}}})
-		end = c.Tick()
+		c.Tick()
 		if err := r.wait(); err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}

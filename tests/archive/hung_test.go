@@ -81,7 +81,7 @@ func TestHungDisk(t *testing.T) {
 		t.Run(fmt.Sprintf("Synchronous=%t", synchronous), func(t *testing.T) {
 			t.Parallel()
 			d := newHungDisk(t)
-			c := pg.New(t, pg.Options{SegmentSizeMB: 1, Conf: []string{"wal_sender_timeout = 4s"}})
+			c := pg.New(t, pg.Options{SegmentSizeMB: 1, Conf: []string{"wal_sender_timeout = 7s"}})
 			c.SQL("select pg_create_physical_replication_slot('hung', true)")
 			begin := c.Tick()
 			fixStart(t, c, d.wal, begin)
@@ -101,10 +101,10 @@ func TestHungDisk(t *testing.T) {
 			c.Generate(2)
 
 			d.freeze()
-			kept(5 * time.Second)
+			kept(8 * time.Second)
 			flushed := r.Progress().FlushedLSN
 			end := c.Generate(100)
-			kept(9 * time.Second)
+			kept(15 * time.Second)
 			if now := r.Progress().FlushedLSN; now > flushed+2<<20 { // what was on its way
 				t.Errorf("flushed %s and then %s on a disk that hangs", flushed, now)
 			}
@@ -113,7 +113,7 @@ func TestHungDisk(t *testing.T) {
 
 			d.freezeWrites()
 			end = c.Generate(1)
-			kept(9 * time.Second)
+			kept(15 * time.Second)
 			d.thawWrites()
 			pg.WaitFor(t, "the end", func() bool { r.running(); return pg.LSN(r.Progress().WrittenLSN) >= end })
 
@@ -122,7 +122,7 @@ func TestHungDisk(t *testing.T) {
 			end = c.Generate(1)
 			kept(time.Second)
 			r.stop()
-			kept(9 * time.Second)
+			kept(15 * time.Second)
 			d.thaw()
 			if err := r.wait(); !errors.Is(err, stream.ErrStopped) || !r.Usable() {
 				t.Errorf("got %v; usable: %t", err, r.Usable())

@@ -131,7 +131,10 @@ func (k *killing) round(r *receiver) {
 	default:
 		t.Fatalf("%s has ended by itself: %s", r.name, r.Output())
 	}
-	k.c.WaitGone(r.name) // a slot can be used again only then
+	k.c.WaitGone(r.name)
+	if k.slot { // before PostgreSQL 15 it is released after that
+		k.c.WaitFor("the slot to be free", func() bool { return k.c.SQL("select active from pg_replication_slots") == "f" })
+	}
 
 	checkNames(t, k.c, k.dir)
 	k.checkSizes(r)

@@ -80,7 +80,7 @@ func loseServer(t *testing.T, how loss) {
 	time.Sleep(between(random, 0, 700*time.Millisecond))
 	if how.hung != nil {
 		how.hung.freeze()
-		time.Sleep(time.Second) // what was on its way
+		time.Sleep(5 * time.Second) // what was on its way
 		before := clients.count()
 		time.Sleep(between(random, 2*time.Second, 4*time.Second))
 		if n := clients.count() - before; n > 0 {

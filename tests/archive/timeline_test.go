@@ -77,6 +77,10 @@ func TestPromotionWithATornRecord(t *testing.T) {
 
 	// One record of 300 MB. It is flushed segment by segment on its way, or behind it; the standby receives that.
 	const length = 300_000_000
+	wall := filepath.Join(b.WALDir(), b.SegmentName(1, torn+200<<20)) // should we be late, the standby gets no further than here
+	if err := os.Mkdir(wall, 0o700); err != nil {
+		t.Fatal(err)
+	}
 	record := make(chan struct{})
 	go func() {
 		defer close(record)
@@ -88,6 +92,9 @@ func TestPromotionWithATornRecord(t *testing.T) {
 	received := b.LSN("select pg_last_wal_receive_lsn()")
 	if received > torn+length {
 		t.Fatal("the standby has received the record whole")
+	}
+	if err := os.Remove(wall); err != nil {
+		t.Fatal(err)
 	}
 	for _, r := range rs {
 		b.WaitReceived(r.name, received, false)
@@ -307,6 +314,7 @@ func TestSwitchesOnAStandby(t *testing.T) {
 	begin := b.CurrentLSN()
 	load := keepBusy(t, a, 1, func(ctx context.Context, conn *pgconn.PgConn) error {
 		_, err := conn.Exec(ctx, "select pg_logical_emit_message(true, 'x', repeat('y', 100000)); select pg_switch_wal()").ReadAll()
+		pause(ctx, 10*time.Millisecond)
 		return err
 	})
 	for stop := time.Now().Add(time.Duration(rounds(t, 5, 60)) * time.Second); time.Now().Before(stop); time.Sleep(50 * time.Millisecond) {

@@ -130,7 +130,7 @@ func hashOf(t *testing.T, libraries string) string {
 // status 0, and print nothing to stderr: nor must the libraries.
 func runHost(t *testing.T, program, libraries string, env []string, args ...string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, program, args...)
 	cmd.Dir = t.TempDir()

@@ -87,6 +87,19 @@ func TestData(t *testing.T) {
 	}
 }
 
+// kept is how far the host has taken data, as its files tell; 0: it has none.
+func kept(t *testing.T, c *pg.Cluster, data string) pg.LSN {
+	t.Helper()
+	names := pg.List(t, data).Complete
+	if len(names) == 0 {
+		return 0
+	}
+	name := names[len(names)-1]
+	var high, low uint64
+	must(fmt.Sscanf(name[8:], "%08X%08X", &high, &low))
+	return pg.LSN(high<<32 + low*c.SegmentSize + uint64(must(os.Stat(filepath.Join(data, name))).Size()))
+}
+
 // TestDataHoldsBack: what a slow host has not taken is not reported as flushed; some MiB wait for it, no more, and the connection
 // does not suffer from it, plain or over TLS.
 func TestDataHoldsBack(t *testing.T) {
@@ -94,14 +107,14 @@ func TestDataHoldsBack(t *testing.T) {
 	for _, kind := range []string{"plain", "tls"} {
 		t.Run(kind, func(t *testing.T) {
 			t.Parallel()
-			c := pg.New(t, pg.Options{SegmentSizeMB: 1, TLS: true, Conf: []string{"wal_sender_timeout = 1500"}})
+			c := pg.New(t, pg.Options{SegmentSizeMB: 1, TLS: true, Conf: []string{"wal_sender_timeout = 6s"}})
 			conninfo := c.ConnString("application_name=slow")
 			if kind == "tls" {
 				conninfo = verified(c) + " application_name=slow"
 			}
 			c.SQL("select pg_create_physical_replication_slot('slow', true)")
 			dir, data := t.TempDir(), t.TempDir()
-			p := pg.Run(t, host, conninfo, dir, "slot=slow", "synchronous=1", "data="+data, "pause=40")
+			p := pg.Run(t, host, conninfo, dir, "slot=slow", "synchronous=1", "data="+data, "pause=80")
 			c.WaitStreaming("slow")
 			end := c.Generate(24)
 			const ahead = 8<<20 + 256<<10 // and what was being received
@@ -112,11 +125,7 @@ func TestDataHoldsBack(t *testing.T) {
 					t.Fatalf("the connection is lost: %s", p.Output())
 				}
 				flushed, written := must(pg.ParseLSN(at[0])), must(pg.ParseLSN(at[1]))
-				taken := lastLSN(t, p, "has")
-				for i := 0; i < 20 && flushed > taken; i++ { // what the host has printed takes a moment to get here; not MiB of it
-					time.Sleep(10 * time.Millisecond)
-					taken = lastLSN(t, p, "has")
-				}
+				taken := kept(t, c, data)
 				if flushed > taken && lastLSN(t, p, "begins") != flushed {
 					t.Errorf("%s is reported flushed, but only %s was taken", flushed, taken)
 				}
@@ -182,6 +191,7 @@ func fifo(t *testing.T) (path string, write func(line any)) {
 func TestConfirm(t *testing.T) {
 	host := client(t)
 	c := pg.New(t, pg.Options{SegmentSizeMB: 1})
+	c.Still()
 	c.SQL("create table t(i int)")
 	c.SQL("select pg_create_physical_replication_slot('s', true)")
 	path, confirm := fifo(t)
@@ -256,7 +266,7 @@ func TestConfirmShutdown(t *testing.T) {
 	for _, before := range []bool{false, true} {
 		t.Run(fmt.Sprint(before), func(t *testing.T) {
 			t.Parallel()
-			c := pg.New(t, pg.Options{SegmentSizeMB: 1, Conf: []string{"wal_sender_timeout = 1s"}})
+			c := pg.New(t, pg.Options{SegmentSizeMB: 1, Conf: []string{"wal_sender_timeout = 6s", "log_checkpoints = on"}})
 			c.SQL("select pg_create_physical_replication_slot('s', true)")
 			path, confirm := fifo(t)
 			dir := t.TempDir()
@@ -270,11 +280,14 @@ func TestConfirmShutdown(t *testing.T) {
 			}
 			stopped := make(chan struct{})
 			go func() { c.Stop(pg.Fast); close(stopped) }()
-			pg.WaitFor(t, "the shutdown to begin", func() bool { return strings.Contains(c.Log(), "received fast shutdown request") })
+			pg.WaitFor(t, "the checkpoint of the shutdown", func() bool {
+				_, after, found := strings.Cut(c.Log(), "received fast shutdown request")
+				return found && strings.Contains(after, "checkpoint complete")
+			})
 			select {
 			case <-stopped:
 				t.Fatalf("the server has ended, although nothing of the end was confirmed:\n%s", p.Output())
-			case <-time.After(3 * time.Second): // longer than it would wait for a receiver that is silent
+			case <-time.After(9 * time.Second): // longer than it would wait for a receiver that is silent
 			}
 			confirm("all") // with the checkpoint of the shutdown, which came last
 			waitSaid(t, p, "confirm all 0 ")

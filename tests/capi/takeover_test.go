@@ -79,6 +79,7 @@ func TestStreamOfTheHost(t *testing.T) {
 func TestStreamOfLibpq(t *testing.T) {
 	host := takeover(t)
 	c := pg.New(t, pg.Options{SegmentSizeMB: 1})
+	c.Still()
 	_, start := c.SwitchWAL()
 	dir := t.TempDir()
 	p := pg.Run(t, host, "libpq", c.ConnString(), dir, start.String())

@@ -9,10 +9,12 @@ import (
 	"crypto/x509/pkix"
 	"encoding/pem"
 	"fmt"
+	"maps"
 	"math/big"
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -79,15 +81,26 @@ func TestTLS(t *testing.T) {
 			for _, loop := range loops {
 				c.WaitReceived(loop, end, false)
 			}
-			// Idle for a moment: nothing is lost, nothing spins.
-			before := map[string]time.Duration{}
+			// Idle for a moment: nothing is lost, nothing spins. What does so, spins for ever.
+			least := map[string]time.Duration{}
 			for _, loop := range loops {
-				before[loop] = cpuTime(t, programs[loop].PID())
+				waitSaid(t, programs[loop], "completed "+c.SegmentName(1, end-pg.LSN(c.SegmentSize)))
+				least[loop] = time.Hour
 			}
-			time.Sleep(2 * time.Second)
+			const enough = 100 * time.Millisecond
+			for try := 0; try < 5 && slices.Max(slices.Collect(maps.Values(least))) > enough; try++ {
+				before := map[string]time.Duration{}
+				for _, loop := range loops {
+					before[loop] = cpuTime(t, programs[loop].PID())
+				}
+				time.Sleep(2 * time.Second)
+				for _, loop := range loops {
+					least[loop] = min(least[loop], cpuTime(t, programs[loop].PID())-before[loop])
+				}
+			}
 			for _, loop := range loops {
-				if used := cpuTime(t, programs[loop].PID()) - before[loop]; used > 100*time.Millisecond {
-					t.Errorf("%s: an idle stream used %v of processor time in 2 s", loop, used)
+				if least[loop] > enough {
+					t.Errorf("%s: an idle stream uses %v of processor time in 2 s", loop, least[loop])
 				}
 			}
 			end = c.Tick()
@@ -248,7 +261,7 @@ func TestStopOverTLS(t *testing.T) {
 		began := time.Now()
 		p.Signal(syscall.SIGINT)
 		p.Succeed()
-		if d := time.Since(began); d > 5*time.Second {
+		if d := time.Since(began); d > 9*time.Second { // the server need not be waited for, which would take 10
 			t.Errorf("the stop took %v", d)
 		}
 		wantSaid(t, p, "usable 1", "sql [0-9]+")

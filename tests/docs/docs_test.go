@@ -345,7 +345,7 @@ func runBlock(t *testing.T, b block) {
 	environment := append(os.Environ(), "PGHOST="+c.Dir, fmt.Sprint("PGPORT=", c.Port), "PGUSER=postgres", "PGSSLMODE=disable",
 		"PATH="+filepath.Join(prefix, "bin")+":/usr/lib/postgresql/15/bin:"+os.Getenv("PATH"),
 		"PKG_CONFIG_PATH="+filepath.Join(prefix, "lib/pkgconfig"), "LD_LIBRARY_PATH="+filepath.Join(prefix, "lib"))
-	command(t, folder, environment, "timeout", "60", "bash", "-euc", b.code)
+	command(t, folder, environment, "timeout", "300", "bash", "-euc", b.code)
 }
 
 var (

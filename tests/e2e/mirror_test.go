@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"bytes"
 	"os"
 	"path/filepath"
 	"slices"
@@ -111,6 +112,11 @@ func TestBetterMirrorKilled(t *testing.T) {
 	r.dir = first
 	r.start(c, "--mirror", mirror)
 	end := c.Generate(1)
+	pg.WaitFor(t, "the mirror to have it, too", func() bool { // it is not required: a stop does not wait for it
+		name, n := c.SegmentName(1, end-1), uint64(end-1)%c.SegmentSize+1
+		got, err := os.ReadFile(filepath.Join(mirror, name+".partial"))
+		return err == nil && uint64(len(got)) >= n && bytes.Equal(got[:n], serverSegment(t, c, name)[:n])
+	})
 	stopAt([]*receiver{r}, c, end)
 	for _, dir := range []string{first, mirror} {
 		c.CompareWithServer(dir)

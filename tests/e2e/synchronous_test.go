@@ -21,6 +21,7 @@ func TestSynchronousStandby(t *testing.T) {
 		c.WaitStreaming("ours")
 		c.Configure("synchronous_standby_names = 'ours'")
 		c.WaitFor("the synchronous standby", func() bool { return c.SQL("select sync_state from pg_stat_replication") == "sync" })
+		c.SQL("checkpoint") // the checkpointer, which makes commits wait, has read its configuration then
 
 		commits := 200
 		if version != 15 {

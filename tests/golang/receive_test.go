@@ -46,13 +46,13 @@ func giveBack(t *testing.T, h *pgconn.HijackedConn) {
 func TestReceiveUntilEnd(t *testing.T) {
 	c := pg.New(t, pg.Options{SegmentSizeMB: 1})
 	h := connect(t, c)
-	dir := t.TempDir()
+	dir := fromNow(t, c) // the start, however little the first receive gets to do
 	end := make(chan segment.LSN, 1)
 	completed := 0
 	for round := range 3 {
 		s := stream.NewSession(h.Conn, stream.SessionOptions{})
 		if round == 0 {
-			// Fix the start before there is any WAL to receive.
+			// One that is stopped before there is much to receive.
 			ctx, cancel := context.WithCancel(context.Background())
 			time.AfterFunc(300*time.Millisecond, cancel)
 			if err := s.Receive(ctx, stream.Options{Directory: dir}); !errors.Is(err, stream.ErrStopped) {

@@ -184,7 +184,7 @@ func TestFork(t *testing.T) {
 	c := pg.New(t, pg.Options{SegmentSizeMB: 1})
 	c.SQL("select pg_create_physical_replication_slot('s' || i, true) from generate_series(0, 7) i")
 	folder := t.TempDir()
-	end := ahead(c, 24)
+	end := ahead(c, 48)
 	h := start(t, libraries, compile(t, "forks", libraries), c.ConnString(), folder, end.String())
 	h.flow(c, 150*time.Millisecond)
 	for i := range 8 {

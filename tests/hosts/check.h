@@ -119,12 +119,12 @@ static inline receivewal *attach(int fd)
     return rw;
 }
 
-/* Waits until the handle is idle, or until it is not; at most ten seconds. */
+/* Waits until the handle is idle, or until it is not; at most two minutes. */
 static inline receivewal_state wait_for_state(receivewal *rw, bool idle)
 {
     receivewal_progress progress = RECEIVEWAL_PROGRESS_INIT;
 
-    for (int64_t end = milliseconds() + 10000; milliseconds() < end; sleep_ms(1))
+    for (int64_t end = milliseconds() + 120000; milliseconds() < end; sleep_ms(1))
     {
         REQUIRE(receivewal_get_progress(rw, &progress) == RECEIVEWAL_OK);
         if ((progress.state == RECEIVEWAL_STATE_IDLE) == idle)

@@ -149,9 +149,9 @@ static int on_data(void *ctx, const receivewal_data *data)
         say("refused", begin);
         return 1;
     }
-    keep(data);
     if (pause_ms > 0)
         nanosleep(&(struct timespec){ pause_ms / 1000, pause_ms % 1000 * 1000000L }, NULL);
+    keep(data); /* at last: what is in the files has been taken, but for the end of this call */
     next = data->lsn + data->length;
     say("has", receivewal_lsn_format(next, end));
     if (confirm_file != NULL && strcmp(confirm_file, "data") == 0)

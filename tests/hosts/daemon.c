@@ -86,7 +86,7 @@ int main(int argc, char **argv)
 
     dup2(output, 1);
     CHECK("the connection is descriptor 0", fd == 0, "%d", fd);
-    CHECK("a receive into a relative directory that was left", status == RECEIVEWAL_ERR_STOPPED && completed == wanted, "%d %s", (int)status, message);
+    CHECK("a receive into a relative directory that was left", status == RECEIVEWAL_ERR_STOPPED && completed >= wanted, "%d %s", (int)status, message);
     CHECK("all is there", checked == RECEIVEWAL_OK && check.problems == 0 && (int)check.segments >= wanted, "%d: %d segments, %d problems",
           (int)checked, (int)check.segments, (int)check.problems);
     CHECK("no descriptor of ours is a standard one", in_the_way == 0, "%d were", in_the_way);

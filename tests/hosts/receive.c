@@ -142,7 +142,8 @@ static void until_the_end(void)
 static void stopped_by_a_callback(bool by_call)
 {
     server server;
-    int fd = server_start(&server, SERVER_START + 1000 * (uint64_t)SERVER_SEGMENT, 2000);
+    /* 80 ms a segment: after 3 it takes some 2 s until there are 30. */
+    int fd = server_start(&server, SERVER_START + 1000 * (uint64_t)SERVER_SEGMENT, 10000);
     seen s = { .rw = attach(fd), .stop_after = by_call ? 0 : 3, .stop_call_after = by_call ? 3 : 0 };
     receivewal_options o = options_for(&s, new_directory());
 
@@ -238,7 +239,9 @@ static void in_the_background(void)
     CHECK("state meanwhile", progress.state != RECEIVEWAL_STATE_IDLE, "%d", (int)progress.state);
     began = milliseconds();
     CHECK_STATUS("wait for a while", receivewal_wait(s.rw, 300), RECEIVEWAL_PENDING);
-    CHECK("it waited so long", milliseconds() - began >= 300 && milliseconds() - began < 5000, "%d ms", (int)(milliseconds() - began));
+    CHECK("it waited so long", milliseconds() - began >= 300 && milliseconds() - began < 10000, "%d ms", (int)(milliseconds() - began));
+    for (began = milliseconds(); (s.completed == 0 || s.progress == 0) && milliseconds() - began < 60000;)
+        REQUIRE(receivewal_wait(s.rw, 100) == RECEIVEWAL_PENDING);
     CHECK("callbacks ran", s.completed > 0 && s.progress > 0, "%d segments, %d progress", s.completed, s.progress);
 
     p.fd = receivewal_event_fd(s.rw);

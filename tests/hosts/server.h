@@ -66,10 +66,15 @@ static inline unsigned char *put64(unsigned char *p, uint64_t v)
 
 static inline bool server_message(server *s, char kind, const void *body, size_t size)
 {
-    unsigned char header[5] = { (unsigned char)kind };
+    unsigned char *message = malloc(5 + size); /* in one piece: who reads may look for a whole ReadyForQuery */
+    bool sent;
 
-    put32(header + 1, (uint32_t)size + 4);
-    return server_write(s, header, 5) && server_write(s, body, size);
+    REQUIRE(message != NULL);
+    message[0] = (unsigned char)kind;
+    memcpy(put32(message + 1, (uint32_t)size + 4), body, size);
+    sent = server_write(s, message, 5 + size);
+    free(message);
+    return sent;
 }
 
 static inline bool server_ready(server *s, const char *tag)

@@ -25,7 +25,7 @@ import (
 )
 
 // Deadline bounds everything that the package waits for. It is only ever reached by a failure, so it is generous.
-const Deadline = 120 * time.Second
+const Deadline = 300 * time.Second
 
 // Options describe a cluster. The zero value is a PostgreSQL 15 with 16 MiB segments on a Unix socket.
 type Options struct {

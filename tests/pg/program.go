@@ -31,7 +31,7 @@ func Run(t testing.TB, path string, args ...string) *Program {
 	p := &Program{t: t, name: filepath.Base(path), cmd: exec.Command(path, args...), exited: make(chan struct{})}
 	p.cmd.Env = environment(os.TempDir())
 	p.cmd.Stdout, p.cmd.Stderr = &p.output, &p.output
-	p.cmd.WaitDelay = time.Second // a grandchild may hold the output open
+	p.cmd.WaitDelay = 30 * time.Second // a grandchild may hold the output open
 	if err := p.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"github.com/jackc/pgx/v5/pgconn"
 )
@@ -118,6 +119,19 @@ func (c *Cluster) Generate(n int) LSN {
 		c.SQL(fmt.Sprintf("select count(pg_logical_emit_message(true, 'fill', repeat(md5(random()::text), 512))) from generate_series(1, %d)", min(n, 64)*64))
 	}
 	return c.CurrentLSN()
+}
+
+// Still stops the background writer, which logs the running transactions every 15 seconds: for tests in which the end of the WAL must not
+// move by itself. The server cannot be stopped in order then.
+func (c *Cluster) Still() {
+	c.t.Helper()
+	var pid int
+	fmt.Sscan(c.SQL("select pid from pg_stat_activity where backend_type = 'background writer'"), &pid)
+	if pid <= 1 {
+		c.t.Fatal("there is no background writer")
+	}
+	c.must(syscall.Kill(pid, syscall.SIGSTOP))
+	c.t.Cleanup(func() { syscall.Kill(pid, syscall.SIGCONT) })
 }
 
 // Tick commits one small transaction and returns the end of the WAL after it.

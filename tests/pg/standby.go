@@ -31,6 +31,7 @@ func (c *Cluster) Standby(name string, conf ...string) *Cluster {
 	}, conf...))
 	s.Start()
 	c.WaitStreaming(name)
+	s.WaitReplayed(c.CurrentLSN()) // all may still have been in the socket
 	return s
 }
 

@@ -94,8 +94,15 @@ def test_segments_completed_until_then_are_told():
         start = rw.identify().lsn
         generate(5)
         seen, directory = [], folder()
-        interrupt(2)
+
+        def send():
+            until(lambda: rw.progress.segments >= 5)  # completed, though perhaps not told yet
+            os.kill(os.getpid(), signal.SIGINT)
+
+        thread = threading.Thread(target=send)
+        thread.start()
         raises(KeyboardInterrupt, rw.receive, directory, start_lsn=start, on_segment=lambda s: seen.append(s.name))
+        thread.join()
         equal(seen, sorted(n for n in os.listdir(directory) if not n.endswith(".partial")))
         equal(len(seen) >= 5, True)
 
