@@ -2,13 +2,11 @@ package main
 
 /*
 #cgo LDFLAGS: -l:liblz4.a
-#include <stdlib.h>
 #include <lz4frame.h>
 */
 import "C"
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -77,10 +75,11 @@ func (e *lz4Encoder) begin() error {
 	if e.begun {
 		return nil
 	}
-	e.begun = true
-	return e.step(0, func(out unsafe.Pointer, size C.size_t) C.size_t {
+	err := e.step(0, func(out unsafe.Pointer, size C.size_t) C.size_t {
 		return C.LZ4F_compressBegin(e.state, out, size, &e.preferences)
 	})
+	e.begun = err == nil
+	return err
 }
 
 // Write takes data; what is less than a block waits for more.
@@ -99,14 +98,20 @@ func (e *lz4Encoder) Write(b []byte) (int, error) {
 
 // Flush ends the block.
 func (e *lz4Encoder) Flush() error {
-	return errors.Join(e.begin(), e.step(0, func(out unsafe.Pointer, size C.size_t) C.size_t {
+	if err := e.begin(); err != nil {
+		return err
+	}
+	return e.step(0, func(out unsafe.Pointer, size C.size_t) C.size_t {
 		return C.LZ4F_flush(e.state, out, size, nil)
-	}))
+	})
 }
 
 // Close ends the frame.
 func (e *lz4Encoder) Close() error {
-	return errors.Join(e.begin(), e.step(0, func(out unsafe.Pointer, size C.size_t) C.size_t {
+	if err := e.begin(); err != nil {
+		return err
+	}
+	return e.step(0, func(out unsafe.Pointer, size C.size_t) C.size_t {
 		return C.LZ4F_compressEnd(e.state, out, size, nil)
-	}))
+	})
 }

@@ -73,6 +73,9 @@ func TestLZ4Errors(t *testing.T) {
 	if n, err := e.Write([]byte("x")); n != 0 || err != io.ErrShortWrite {
 		t.Errorf("%d, %v", n, err)
 	}
+	if err := e.Flush(); err != io.ErrShortWrite {
+		t.Errorf("the header is not written: %v", err)
+	}
 	var out bytes.Buffer
 	e.Reset(&out)
 	if err := e.Close(); err != nil {
