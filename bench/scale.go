@@ -360,7 +360,7 @@ func (b *backlog) discarded(o *options, count int) (values map[string]float64, e
 
 // sent is how many bytes each WAL sender has sent.
 func (b *backlog) sent(count int) ([]float64, error) {
-	rows, err := b.server.sql(fmt.Sprintf("select sent_lsn - '%s' from pg_stat_replication order by pid", b.Start))
+	rows, err := b.server.sql(fmt.Sprintf("select coalesce(sent_lsn - '%s', 0) from pg_stat_replication order by pid", b.Start))
 	if err != nil {
 		return nil, err
 	}
