@@ -1,4 +1,5 @@
 /* What is not a handle, no longer one, or in use: nothing of it is ever followed. */
+#include <poll.h>
 #include <pthread.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
@@ -116,8 +117,10 @@ static void *identify(void *rw)
 }
 
 /* The server of this connection never answers, so the call is in progress until it is stopped. */
-static void in_use(int fd)
+static void in_use(void)
 {
+    int peer, fd = silent_connection(&peer);
+    struct pollfd asked = { .fd = peer, .events = POLLIN };
     receivewal *rw = attach(fd);
     receivewal_options options = RECEIVEWAL_OPTIONS_INIT;
     receivewal_progress progress = RECEIVEWAL_PROGRESS_INIT;
@@ -143,6 +146,7 @@ static void in_use(int fd)
     CHECK("not usable in a call", receivewal_connection_usable(rw) == 0, "usable");
     CHECK_STATUS("get_progress at any time", receivewal_get_progress(rw, &progress), RECEIVEWAL_OK);
     CHECK("its state", progress.state == RECEIVEWAL_STATE_STARTING, "%d", (int)progress.state);
+    REQUIRE(poll(&asked, 1, 60000) == 1); /* a call that has asked nothing yet would leave the connection as it was */
     began = milliseconds();
     CHECK_STATUS("stop from another thread", receivewal_stop(rw), RECEIVEWAL_OK);
     pthread_join(thread, &status);
@@ -151,6 +155,8 @@ static void in_use(int fd)
     printf("# stopped after %d ms\n", (int)(milliseconds() - began));
     CHECK("a call without an answer leaves the connection unusable", receivewal_connection_usable(rw) == 0, "usable");
     CHECK_STATUS("detach", receivewal_detach(rw), RECEIVEWAL_OK);
+    close(fd);
+    close(peer);
 }
 
 /* Each handle has its own texts; those without a handle are the thread's. */
@@ -230,6 +236,6 @@ int main(void)
     texts(fd);
     too_many(fd);
     out_of_descriptors(fd);
-    in_use(fd);
+    in_use();
     return 0;
 }
