@@ -8,54 +8,28 @@ import (
 	"testing"
 
 	"github.com/pierrec/lz4/v4"
+
+	"libreceivewal/tests/encoder"
 )
 
 // Frames of the LZ4 library hold what was written, whatever the pieces; after each Flush that much can be decoded of what has come
 // out; a damaged byte does not pass for data.
 func TestLZ4(t *testing.T) {
 	random := rand.New(rand.NewPCG(1, 2))
-	data := make([]byte, 300_000)
-	for i := range data {
-		data[i] = byte(random.Uint32()) >> (i / 30_000 % 8)
-	}
+	decoder := func(in io.Reader) io.Reader { return lz4.NewReader(in) }
 	for level := range 13 {
 		t.Run(fmt.Sprint(level), func(t *testing.T) {
-			made, err := newLZ4(level)
+			e, err := newLZ4(level)
 			if err != nil {
 				t.Fatal(err)
 			}
-			e := made.(*lz4Encoder)
-			defer e.Free()
-			for round := range 2 {
-				var out bytes.Buffer
-				e.Reset(&out)
-				for at := 0; at < len(data); {
-					n := min(len(data)-at, random.IntN(150_000))
-					if got, err := e.Write(data[at : at+n]); got != n || err != nil {
-						t.Fatal(got, err)
-					}
-					if at += n; round == 1 {
-						continue
-					}
-					if err := e.Flush(); err != nil {
-						t.Fatal(err)
-					}
-					if have, err := io.ReadAll(lz4.NewReader(bytes.NewReader(out.Bytes()))); !bytes.Equal(have, data[:at]) || err == nil {
-						t.Fatalf("after a flush at %d, %d bytes can be read, %v", at, len(have), err)
-					}
-				}
-				if err := e.Close(); err != nil {
-					t.Fatal(err)
-				}
-				if have, err := io.ReadAll(lz4.NewReader(bytes.NewReader(out.Bytes()))); !bytes.Equal(have, data) || err != nil {
-					t.Errorf("%d bytes, %v", len(have), err)
-				}
-				for range 50 {
-					damaged := bytes.Clone(out.Bytes())
-					damaged[random.IntN(len(damaged))] ^= 1 << random.IntN(8)
-					if have, err := io.ReadAll(lz4.NewReader(bytes.NewReader(damaged))); err == nil && len(have) == len(data) && !bytes.Equal(have, data) {
-						t.Error("damage is not noticed")
-					}
+			defer e.(*lz4Encoder).Free()
+			data, out := encoder.Check(t, e, decoder, random)
+			for range 100 {
+				damaged := bytes.Clone(out)
+				damaged[random.IntN(len(damaged))] ^= 1 << random.IntN(8)
+				if have, err := io.ReadAll(decoder(bytes.NewReader(damaged))); err == nil && len(have) == len(data) && !bytes.Equal(have, data) {
+					t.Error("damage is not noticed")
 				}
 			}
 		})

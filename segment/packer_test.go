@@ -17,16 +17,14 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"libreceivewal/tests/encoder"
 )
 
 // Each encoder makes an ordinary file that holds what was written, whatever the pieces; after each Flush that much can be decoded of
 // what has come out; and it does so again after Reset. gzip's last four bytes are the length, by which pg_receivewal judges a file.
 func TestEncoders(t *testing.T) {
 	random := rand.New(rand.NewPCG(1, 2))
-	data := make([]byte, 300_000)
-	for i := range data {
-		data[i] = byte(random.Uint32()) >> (i / 30_000 % 8)
-	}
 	for method, highest := range map[Compression]int{Gzip: 9, LZ4: 12, Zstd: 19} {
 		for level := range highest + 1 {
 			t.Run(fmt.Sprint(method, level), func(t *testing.T) {
@@ -34,34 +32,9 @@ func TestEncoders(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				for round := range 2 {
-					var out bytes.Buffer
-					e.Reset(&out)
-					for at := 0; at < len(data); {
-						n := min(len(data)-at, 1+random.IntN(90_000))
-						if _, err := e.Write(data[at : at+n]); err != nil {
-							t.Fatal(err)
-						}
-						if at += n; round == 1 {
-							continue
-						}
-						if err := e.Flush(); err != nil {
-							t.Fatal(err)
-						}
-						have, err := io.ReadAll(decoder(method, bytes.NewReader(out.Bytes())))
-						if !bytes.Equal(have, data[:at]) || err == nil {
-							t.Fatalf("after a flush at %d, %d bytes can be read, %v", at, len(have), err)
-						}
-					}
-					if err := e.Close(); err != nil {
-						t.Fatal(err)
-					}
-					if have, err := io.ReadAll(decoder(method, bytes.NewReader(out.Bytes()))); !bytes.Equal(have, data) || err != nil {
-						t.Errorf("%d bytes, %v", len(have), err)
-					}
-					if size := binary.LittleEndian.Uint32(out.Bytes()[out.Len()-4:]); method == Gzip && size != uint32(len(data)) {
-						t.Errorf("ISIZE is %d", size)
-					}
+				data, out := encoder.Check(t, e, func(in io.Reader) io.Reader { return decoder(method, in) }, random)
+				if size := binary.LittleEndian.Uint32(out[len(out)-4:]); method == Gzip && size != uint32(len(data)) {
+					t.Errorf("ISIZE is %d", size)
 				}
 			})
 		}

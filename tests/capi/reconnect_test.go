@@ -197,7 +197,7 @@ func TestReconnectAfterSilence(t *testing.T) {
 			c.WaitReceived("client", end, true)
 			proxy.silence()
 			end = c.Generate(3)
-			waitSaid(t, p, `asked 1 34 \[\] no message from the server for [0-9.]+s`)
+			waitSaid(t, p, `asked 1 34 \[\] no message from the server for ([4-9]|[1-9][0-9]+)(\.[0-9]+)?s`)
 			waitSaid(t, p, `warning .*replication slot "s" is active for PID [0-9]+.*`)
 			proxy.drop()
 			c.WaitStreaming("second")
